@@ -1,0 +1,63 @@
+"""Reading attention maps: what a run notes down on the way, and which word looked where."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from minip2p.attention import Site, wants
+from minip2p.tokenizer import CLIPTokenizer
+
+
+@dataclass
+class Seam:
+    """What the UNet is handed in one step: the edit, and a sheet on which maps are noted that somebody will read.
+
+    With guidance the batch is [without text, with text]; only the half with text is seen or edited: its last `rows` rows.
+    """
+
+    edit: object  # a function (maps, site) -> maps, or None
+    noted: Sequence[Site]
+    rows: int
+    notes: dict[Site, Tensor] = field(default_factory=dict)  # (rows, P, T) after the edit, heads averaged
+
+    def wants(self, site: Site) -> bool:
+        return site in self.noted or wants(self.edit, site)
+
+    def __call__(self, maps: Tensor, site: Site) -> Tensor:
+        with_text = maps[-self.rows :]
+        if wants(self.edit, site):
+            with_text = self.edit(with_text, site)
+        if site in self.noted:
+            self.notes[site] = with_text.detach().mean(1)
+        return torch.cat([maps[: -self.rows], with_text])
+
+
+def nearest(sites: Sequence[Site], side: int = 16) -> list[Site]:
+    """The cross-attention sites whose maps are nearest side x side; in Stable Diffusion at 512 x 512, five of 16 x 16."""
+    cross = [site for site in sites if site.kind == "cross"]
+    best = min(cross, key=lambda site: (abs((site.height * site.width) ** 0.5 - side), -site.height))
+    return [site for site in cross if (site.height, site.width) == (best.height, best.width)]
+
+
+@dataclass(frozen=True)
+class Maps:
+    """The cross-attention maps of one run, as they were after any edit, averaged over heads."""
+
+    tokenizer: CLIPTokenizer
+    prompts: tuple[str, ...]
+    by_site: dict[Site, Tensor]  # each (steps, B, P, T), float16
+
+    def tokens(self, prompt: int = 0) -> Tensor:
+        """(steps, h, w, T): every token's map, averaged over the layers whose size is nearest 16 x 16."""
+        sites = nearest(list(self.by_site))
+        mean = torch.stack([self.by_site[site][:, prompt].float() for site in sites]).mean(0)
+        return mean.unflatten(1, (sites[0].height, sites[0].width))
+
+    def word(self, word: str, prompt: int = 0, mean: bool = False) -> Tensor:
+        """(steps, h, w): the share of each pixel's attention that goes to a word or phrase, all its tokens and places
+        added up; with `mean`, the average over the steps, (h, w). PromptError if the prompt does not have the word."""
+        positions = self.tokenizer.positions(self.prompts[prompt], word)
+        shares = self.tokens(prompt)[..., positions].sum(-1)
+        return shares.mean(0) if mean else shares

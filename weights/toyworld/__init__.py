@@ -1,0 +1,1 @@
+"""The drawn, captioned world on which the toy Stable Diffusion learns, and its training."""
