@@ -1,13 +1,13 @@
 """What the ten nouns look like: each a few big shapes in a unit box.
 
 A picture book, not a renderer: every function here returns shapes, and
-`world.py` decides how a style puts them on paper. Coordinates run from (0, 0),
+`paint.py` decides how a style puts them on paper. Coordinates run from (0, 0),
 the top left of the thing's box, to (1, 1), the bottom right; things face right.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Callable
+from functools import cache
 
 import numpy as np
 
@@ -18,7 +18,7 @@ class Part:
 
     points: (n, 2) in the unit box.
     fill: "main", "light", "dark" (the thing's own colour, lighter, darker), a key
-        of `world.PAINTS`, or "hollow": nothing is painted, yet it belongs to the thing.
+        of `paint.PAINTS`, or "hollow": nothing is painted, yet it belongs to the thing.
     width: of the stroke, as a share of the box's height; 0 for a polygon.
     ink: whether it has an outline.
     """
@@ -113,7 +113,8 @@ def dog() -> list[list[Part]]:
     front = [rect("main", 0.15, 0.6, 0.26, 1.0), rect("main", 0.62, 0.6, 0.73, 1.0)]
     tail = stroke("main", 0.10, *curve((0.19, 0.52), (0.08, 0.40), (0.05, 0.20)))
     body = blob("main", (0.16, 0.44), (0.40, 0.43), (0.60, 0.36), (0.76, 0.36), (0.74, 0.72), (0.46, 0.72), (0.15, 0.76))
-    head = [oval("main", 0.68, 0.22, 0.145, 0.20), blob("main", (0.66, 0.24), (0.88, 0.22), (0.99, 0.28), (0.97, 0.41), (0.74, 0.44))]
+    head = [oval("main", 0.68, 0.22, 0.145, 0.20),
+            blob("main", (0.66, 0.24), (0.88, 0.22), (0.99, 0.28), (0.97, 0.41), (0.74, 0.44))]
     return [legs, [tail, body, *front, *head],
             [oval("black", 0.955, 0.26, 0.05, 0.06, ink=False), oval("black", 0.755, 0.17, 0.033, 0.05, ink=False)],
             [blob("dark", (0.57, 0.05), (0.65, 0.10), (0.65, 0.40), (0.57, 0.52), (0.49, 0.40), (0.51, 0.16))]]
@@ -122,11 +123,14 @@ def dog() -> list[list[Part]]:
 def car() -> list[list[Part]]:
     """A round little car with two big wheels."""
     cabin = poly("main", (0.18, 0.5), (0.29, 0.04), (0.68, 0.04), (0.84, 0.5))
-    body = blob("main", (0.03, 0.50), (0.30, 0.42), (0.80, 0.42), (0.97, 0.54), (0.99, 0.74), (0.80, 0.82), (0.20, 0.82), (0.01, 0.74))
+    body = blob("main", (0.03, 0.50), (0.30, 0.42), (0.80, 0.42), (0.97, 0.54), (0.99, 0.74),
+                (0.80, 0.82), (0.20, 0.82), (0.01, 0.74))
     panes = [poly("glass", (0.27, 0.44), (0.34, 0.14), (0.47, 0.14), (0.47, 0.44), ink=False),
              poly("glass", (0.53, 0.44), (0.53, 0.14), (0.65, 0.14), (0.75, 0.44), ink=False)]
-    wheels = [part for x in (0.24, 0.77) for part in (oval("black", x, 0.79, 0.125, 0.21), oval("metal", x, 0.79, 0.055, 0.09, ink=False))]
-    return [[cabin, body], [*panes, rect("dark", 0.05, 0.66, 0.96, 0.76, ink=False), oval("lamp", 0.94, 0.56, 0.045, 0.075, ink=False)], wheels]
+    wheels = [part for x in (0.24, 0.77)
+              for part in (oval("black", x, 0.79, 0.125, 0.21), oval("metal", x, 0.79, 0.055, 0.09, ink=False))]
+    bumper, lamp = rect("dark", 0.05, 0.66, 0.96, 0.76, ink=False), oval("lamp", 0.94, 0.56, 0.045, 0.075, ink=False)
+    return [[cabin, body], [*panes, bumper, lamp], wheels]
 
 
 def bicycle() -> list[list[Part]]:
@@ -135,7 +139,8 @@ def bicycle() -> list[list[Part]]:
     wheels = [ring("main", x, 0.69, 0.175, 0.26, 0.105) for x in (0.215, 0.785)]
     frame = [stroke("main", 0.10, (0.215, 0.69), (0.40, 0.34), (0.67, 0.34), (0.47, 0.69), (0.215, 0.69)),
              stroke("main", 0.10, (0.47, 0.69), (0.37, 0.22)), stroke("main", 0.10, (0.785, 0.69), (0.65, 0.14))]
-    seat = [stroke("black", 0.12, (0.29, 0.17), (0.45, 0.17), ink=False), stroke("black", 0.10, (0.63, 0.08), (0.78, 0.08), ink=False)]
+    seat = [stroke("black", 0.12, (0.29, 0.17), (0.45, 0.17), ink=False),
+            stroke("black", 0.10, (0.63, 0.08), (0.78, 0.08), ink=False)]
     return [hollow, [*wheels, *frame], seat]
 
 
@@ -155,8 +160,10 @@ def castle() -> list[list[Part]]:
 
     flag = [stroke("black", 0.03, (0.15, 0.2), (0.15, 0.02), ink=False), poly("flag", (0.16, 0.0), (0.42, 0.07), (0.16, 0.14))]
     wall = [rect("main", 0.2, 0.56, 0.8, 1.0), *battlements(0.36, 0.64, 0.56, 2)]
-    towers = [[rect("main", 0.01, 0.30, 0.31, 1.0), *battlements(0.0, 0.32, 0.30, 2), rect("dark", 0.24, 0.33, 0.31, 1.0, ink=False)],
-              [rect("main", 0.69, 0.38, 0.99, 1.0), *battlements(0.68, 1.0, 0.38, 2), rect("dark", 0.92, 0.41, 0.99, 1.0, ink=False)]]
+    towers = [[rect("main", 0.01, 0.30, 0.31, 1.0), *battlements(0.0, 0.32, 0.30, 2),
+               rect("dark", 0.24, 0.33, 0.31, 1.0, ink=False)],
+              [rect("main", 0.69, 0.38, 0.99, 1.0), *battlements(0.68, 1.0, 0.38, 2),
+               rect("dark", 0.92, 0.41, 0.99, 1.0, ink=False)]]
     gate = poly("wood", (0.39, 1.0), *curve((0.39, 0.80), (0.5, 0.68), (0.61, 0.80)), (0.61, 1.0))
     slits = [rect("slit", 0.10, 0.42, 0.18, 0.56, ink=False), rect("slit", 0.79, 0.50, 0.87, 0.64, ink=False)]
     return [flag, wall, *towers, [gate], slits]
@@ -175,19 +182,23 @@ def boat() -> list[list[Part]]:
     """A hull in its colour under one white sail."""
     mast = stroke("wood", 0.05, (0.50, 0.04), (0.50, 0.70))
     sail = poly("sail", (0.55, 0.04), (0.97, 0.58), (0.55, 0.58))
-    hull = blob("main", (0.01, 0.66), (0.02, 0.65), (0.5, 0.68), (0.98, 0.65), (0.99, 0.66), (0.92, 0.86), (0.78, 1.0), (0.22, 1.0), (0.08, 0.86))
-    return [[mast], [sail], [hull], [blob("dark", (0.10, 0.87), (0.5, 0.90), (0.90, 0.87), (0.77, 0.985), (0.23, 0.985), ink=False)]]
+    hull = blob("main", (0.01, 0.66), (0.02, 0.65), (0.5, 0.68), (0.98, 0.65), (0.99, 0.66),
+                (0.92, 0.86), (0.78, 1.0), (0.22, 1.0), (0.08, 0.86))
+    keel = blob("dark", (0.10, 0.87), (0.5, 0.90), (0.90, 0.87), (0.77, 0.985), (0.23, 0.985), ink=False)
+    return [[mast], [sail], [hull], [keel]]
 
 
 def ball() -> list[list[Part]]:
     """A big round ball with a stripe around it."""
     edge = curve((0.01, 0.40), (0.5, 0.52), (0.99, 0.40)) + curve((0.97, 0.66), (0.5, 0.78), (0.03, 0.66))
-    return [[oval("main", 0.5, 0.5, 0.5, 0.5), poly("stripe", *edge, ink=False), oval("light", 0.34, 0.22, 0.13, 0.09, ink=False)]]
+    return [[oval("main", 0.5, 0.5, 0.5, 0.5), poly("stripe", *edge, ink=False),
+             oval("light", 0.34, 0.22, 0.13, 0.09, ink=False)]]
 
 
 def flower() -> list[list[Part]]:
     """One large blossom in its colour, on a stem with two leaves."""
-    leaves = [blob("leaf", (0.5, 0.92), (0.28, 0.86), (0.12, 0.68), (0.38, 0.74)), blob("leaf", (0.5, 0.92), (0.72, 0.86), (0.88, 0.68), (0.62, 0.74))]
+    leaves = [blob("leaf", (0.5, 0.92), (0.28, 0.86), (0.12, 0.68), (0.38, 0.74)),
+              blob("leaf", (0.5, 0.92), (0.72, 0.86), (0.88, 0.68), (0.62, 0.74))]
     angle = np.arange(6) * np.pi / 3 + np.pi / 6
     petals = [oval("main", 0.5 + 0.30 * np.cos(a), 0.31 + 0.19 * np.sin(a), 0.205, 0.13) for a in angle]
     return [[stroke("leaf", 0.07, (0.5, 0.45), (0.5, 0.97)), *leaves], petals, [oval("heart", 0.5, 0.31, 0.16, 0.10)]]
@@ -209,7 +220,8 @@ NOUNS = {
 
 # Scenery, drawn the same way.
 SUN = [[oval("sun", 0.5, 0.5, 0.5, 0.5)]]
-MOON = [[blob("moon", (0.45, 0.0), (0.10, 0.2), (0.0, 0.5), (0.10, 0.8), (0.45, 1.0), (0.9, 0.85), (0.55, 0.72), (0.42, 0.5), (0.55, 0.28), (0.9, 0.15))]]
+MOON = [[blob("moon", (0.45, 0.0), (0.10, 0.2), (0.0, 0.5), (0.10, 0.8), (0.45, 1.0), (0.9, 0.85),
+              (0.55, 0.72), (0.42, 0.5), (0.55, 0.28), (0.9, 0.15))]]
 STAR = [[poly("star", (0.5, 0), (0.66, 0.34), (1, 0.5), (0.66, 0.66), (0.5, 1), (0.34, 0.66), (0, 0.5), (0.34, 0.34))]]
 CLOUD = [[oval("main", 0.28, 0.62, 0.28, 0.36), oval("main", 0.55, 0.42, 0.30, 0.42), oval("main", 0.78, 0.66, 0.22, 0.32),
           rect("main", 0.2, 0.6, 0.8, 0.98), oval("dark", 0.52, 0.88, 0.40, 0.10, ink=False)]]
@@ -217,7 +229,7 @@ BLOSSOM = [[*(oval("main", 0.5 + 0.32 * x, 0.5 + 0.32 * y, 0.3, 0.3) for x, y in
             oval("heart", 0.5, 0.5, 0.25, 0.25, ink=False)]]
 
 
-@lru_cache(maxsize=None)
+@cache
 def groups(noun: str, mirrored: bool) -> tuple[tuple[Part, ...], ...]:
     """The noun's parts, group by group; mirrored if it faces left. Kept, because 60,000 pictures ask."""
     def flip(part: Part) -> Part:

@@ -1,0 +1,147 @@
+"""The command line: python -m minip2p generate | edit | attend. Bad input is one line on stderr and exit code 2."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from minip2p import plots
+from minip2p.align import is_swap
+from minip2p.blend import LocalBlend
+from minip2p.edits import Add, Edit, Reweight, Swap
+from minip2p.errors import PromptError
+from minip2p.files import writable, write_whole
+from minip2p.pipeline import Result, StableDiffusion
+
+TOY = Path(__file__).resolve().parent.parent / "weights" / "toy"
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+EXAMPLES = """examples:
+  python -m minip2p generate "a red cat on the grass" --seed 3 -o cat.png
+  python -m minip2p edit "a cat on the grass" "a dog on the grass" -o edit.png
+  python -m minip2p edit "a cat on the grass" "a cat on the grass at night" --reweight night=2 -o night.png
+  python -m minip2p attend "a cat on the grass" -o maps.png
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        print(f"minip2p: {message} (--help shows what can be said)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = build_parser().parse_args(arguments)
+    try:
+        args.run(args)
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"minip2p: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("minip2p: stopped; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+def generate(args: argparse.Namespace) -> None:
+    output = writable(args.output, PICTURES)
+    result = run(load(args), args, [args.prompt])
+    save_pictures(output, result.images)
+    print(f"{output}: {args.prompt!r}")
+
+
+def edit(args: argparse.Namespace) -> None:
+    """Source and targets side by side; every target is edited from the same source."""
+    output = writable(args.output, PICTURES)
+    sd = load(args)
+    prompts = [args.source, *args.targets]
+    change = make_edit(sd, args, prompts)
+    result = run(sd, args, prompts, edit=change)
+    save_pictures(output, result.images)
+    print(f"{output}: from left to right {', '.join(repr(prompt) for prompt in prompts)}")
+
+
+def attend(args: argparse.Namespace) -> None:
+    """The picture, and where each word of its prompt was looked at."""
+    output = writable(args.output, (".png", ".pdf", ".svg"))
+    result = run(load(args), args, [args.prompt], record=True)
+    caption = f"{args.prompt!r}, seed {args.seed}, {args.steps} steps; {plots.layers_of(result)}"
+    figure = plots.word_maps([("picture", result.images[0], result.maps, 0)], caption)
+    write_whole(output, figure.savefig)
+    print(f"{output}: {args.prompt!r}")
+
+
+def make_edit(sd: StableDiffusion, args: argparse.Namespace, prompts: list[str]) -> Edit:
+    """Swap or Add, as asked or as the prompts suggest, then weights and blend on top."""
+    swap = args.swap or not args.add and all(is_swap(sd.tokenizer, prompts[0], target) for target in prompts[1:])
+    blend = LocalBlend(sd.tokenizer, prompts, args.blend.split(",")) if args.blend else None
+    kind = Swap if swap else Add
+    change = kind(sd.tokenizer, prompts, args.cross_replace_steps, args.self_replace_steps, blend)
+    weights = dict(read_weight(text) for text in args.reweight)
+    print(f"edit: {kind.__name__.lower()}{''.join(f', {word} x {number:g}' for word, number in weights.items())}")
+    return Reweight(sd.tokenizer, prompts, weights, base=change) if weights else change
+
+
+def read_weight(text: str) -> tuple[str, float]:
+    word, _, number = text.rpartition("=")
+    try:
+        return word, float(number)
+    except ValueError:
+        raise PromptError(f"--reweight {text!r} is not WORD=NUMBER, such as night=2") from None
+
+
+def load(args: argparse.Namespace) -> StableDiffusion:
+    return StableDiffusion.load(args.weights, args.device, args.dtype)
+
+
+def run(sd: StableDiffusion, args: argparse.Namespace, prompts: list[str], **options) -> Result:
+    return sd.generate(prompts, seed=args.seed, steps=args.steps, guidance=args.guidance, **options)
+
+
+def save_pictures(path: Path, pictures: list[Image.Image]) -> None:
+    """Side by side, pixel for pixel."""
+    width, height = pictures[0].size
+    sheet = Image.new("RGB", (width * len(pictures), height))
+    for i, picture in enumerate(pictures):
+        sheet.paste(picture, (i * width, 0))
+    write_whole(path, sheet.save)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="python -m minip2p", description=__doc__.split(".")[0], epilog=EXAMPLES,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    commands = parser.add_subparsers(title="commands", required=True, parser_class=Parser, metavar="COMMAND")
+
+    def command(function, help_text: str, output: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(function.__name__, help=help_text, description=help_text)
+        added.set_defaults(run=function)
+        added.add_argument("--weights", default=TOY, help="a folder in diffusers' layout or a .safetensors file (default: our toy)")
+        added.add_argument("--device", help="cuda, mps or cpu (default: the first that is there)")
+        added.add_argument("--dtype", help="float32, float16 or bfloat16 (default: float16 on cuda, else float32)")
+        added.add_argument("--steps", type=int, default=50, help="denoising steps (default: 50)")
+        added.add_argument("--guidance", type=float, default=7.5, help="how strongly to follow the prompt (default: 7.5)")
+        added.add_argument("--seed", type=int, default=0, help="of the starting noise (default: 0)")
+        added.add_argument("-o", "--output", required=True, metavar="FILE", help=output)
+        return added
+
+    added = command(generate, "a picture of a prompt", "the picture, .png, .jpg or .webp")
+    added.add_argument("prompt")
+
+    added = command(edit, "edit a picture by editing its prompt", "source and edited pictures side by side")
+    added.add_argument("source", help="the prompt of the picture")
+    added.add_argument("targets", nargs="+", metavar="target", help="the prompt with words swapped, added or dropped")
+    which = added.add_mutually_exclusive_group()
+    which.add_argument("--swap", action="store_true", help="new words take the places of old ones (default where it is clear which)")
+    which.add_argument("--add", action="store_true", help="new words bring their own places")
+    added.add_argument("--reweight", action="append", default=[], metavar="WORD=NUMBER", help="make a word count more or less; repeatable")
+    added.add_argument("--cross-replace-steps", type=float, default=0.8, metavar="SHARE", help="of the steps, with the source's word maps (0.8)")
+    added.add_argument("--self-replace-steps", type=float, default=0.4, metavar="SHARE", help="of the steps, with its self-attention (0.4)")
+    added.add_argument("--blend", metavar="WORD[,WORD]", help="change the picture only where these words look")
+
+    added = command(attend, "show where each word of a prompt is looked at", "the figure, .png, .pdf or .svg")
+    added.add_argument("prompt")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
