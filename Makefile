@@ -1,43 +1,42 @@
-# Everything runs in a virtual environment that `make` creates once. To use one that has torch already:
-#     make lesson3 PYTHON=python3          (or any interpreter; nothing is installed into it)
+# Everything runs in a virtual environment, made once from pinned packages. To use one that has them already:
+#     make lesson3 PYTHON=python3          (any interpreter; nothing is installed into it)
 VENV := .venv
 ifeq ($(origin PYTHON), undefined)
 PYTHON := $(VENV)/bin/python
-RUNTIME := $(VENV)/.runtime
-TESTING := $(VENV)/.testing
+RUNTIME := $(VENV)/runtime-installed
+TESTING := $(VENV)/tests-installed
 endif
-LESSONS := $(sort $(patsubst lessons/%,%,$(wildcard lessons/lesson*.py)))
-SETTINGS := WEIGHTS DEVICE SEED STEPS SEEDS OUT
-$(foreach name,$(SETTINGS),$(if $(filter command line,$(origin $(name))),$(eval export $(name))))
+LESSONS := $(sort $(patsubst lessons/%.py,%,$(wildcard lessons/lesson*.py)))
 
 help: ## this text
-	@echo "minip2p: Prompt-to-Prompt, to be read. make TARGET [NAME=value ...]"; echo
-	@awk -F ':.*## ' '/^[a-z]+[a-z0-9]*:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
-	@for f in $(LESSONS); do printf "  %-10s %s\n" "$$(echo $$f | sed 's/_.*//')" "$$(sed -n '1s/^"""//p' lessons/$$f)"; done
-	@echo; echo "  lessons take $(SETTINGS), e.g. make lesson3 SEED=7"
-	@echo "  PYTHON=python3 uses an environment that has the packages, instead of $(VENV)"
+	@echo "minip2p: Prompt-to-Prompt, to be read.  make TARGET [NAME=value ...]"; echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@for name in $(LESSONS); do printf "  %-9s %s\n" "$${name%%_*}" "$$(sed -n '1s/"""//p' lessons/$$name.py)"; done
+	@echo; echo "  Lessons take WEIGHTS, DEVICE, SEED, STEPS, SEEDS and OUT, e.g. make lesson3 SEED=7"
+	@echo "  PYTHON=python3 uses an environment of your own instead of $(VENV)"
 
 lesson%: $(RUNTIME)
-	$(PYTHON) -m lessons.$(basename $(filter lesson$*_%.py,$(LESSONS)))
+	@$(if $(filter lesson$*_%,$(LESSONS)),,echo "there is no lesson $*: run make for a list" >&2; exit 2)
+	$(PYTHON) -m lessons.$(filter lesson$*_%,$(LESSONS))
 
 test: $(TESTING) ## run all tests
 	$(PYTHON) -m pytest
 
-toy: $(RUNTIME) ## train the toy Stable Diffusion anew (hours; see weights/README.md)
+toy: $(RUNTIME) ## train the toy Stable Diffusion anew (hours; weights/README.md)
 	$(PYTHON) -m weights.toyworld.train
-
-# torch alone would come with gigabytes of CUDA where there is no such device, so Linux without one asks for the CPU build.
-$(VENV)/.runtime: requirements.txt
-	python3 -m venv $(VENV)
-	$(VENV)/bin/python -m pip install -q -r requirements.txt
-	@touch $@
-
-$(VENV)/.testing: requirements-test.txt $(VENV)/.runtime
-	$(VENV)/bin/python -m pip install -q -r requirements-test.txt
-	@touch $@
 
 clean: ## remove the virtual environment and what lessons wrote
 	rm -rf $(VENV) out
+
+$(VENV)/runtime-installed: requirements.txt
+	python3 -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info < (3, 14) else "minip2p needs Python 3.10 to 3.13; python3 is " + sys.version.split()[0])'
+	python3 -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/tests-installed: requirements-test.txt $(VENV)/runtime-installed
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	@touch $@
 
 .PHONY: help test toy clean
 .DEFAULT_GOAL := help

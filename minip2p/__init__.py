@@ -3,6 +3,9 @@
 from minip2p.blend import LocalBlend
 from minip2p.edits import Add, Edit, Reweight, Swap
 from minip2p.errors import CheckpointError, PromptError
+from minip2p.inversion import Inversion, invert
 from minip2p.pipeline import Result, StableDiffusion
 
-__all__ = ["Add", "CheckpointError", "Edit", "LocalBlend", "PromptError", "Result", "Reweight", "StableDiffusion", "Swap"]
+__all__ = [
+    "Add", "CheckpointError", "Edit", "Inversion", "LocalBlend", "PromptError", "Result", "Reweight", "StableDiffusion", "Swap", "invert",
+]  # fmt: skip

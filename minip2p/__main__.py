@@ -1,4 +1,4 @@
-"""The command line: python -m minip2p generate | edit | attend. Bad input is one line on stderr and exit code 2."""
+"""The command line: python -m minip2p generate | edit | attend | invert. Bad input is one line on stderr and exit code 2."""
 
 import argparse
 import sys
@@ -6,21 +6,27 @@ from pathlib import Path
 
 from PIL import Image
 
-from minip2p import plots
+from minip2p import edit_plots, plots
 from minip2p.align import is_swap
 from minip2p.blend import LocalBlend
 from minip2p.edits import Add, Edit, Reweight, Swap
 from minip2p.errors import PromptError
 from minip2p.files import writable, write_whole
+from minip2p.inversion import METHODS, Inversion
+from minip2p.inversion import invert as invert_picture
 from minip2p.pipeline import Result, StableDiffusion
 
 TOY = Path(__file__).resolve().parent.parent / "weights" / "toy"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+FIGURES = (".png", ".pdf", ".svg")
 EXAMPLES = """examples:
   python -m minip2p generate "a red cat on the grass" --seed 3 -o cat.png
   python -m minip2p edit "a cat on the grass" "a dog on the grass" -o edit.png
   python -m minip2p edit "a cat on the grass" "a cat on the grass at night" --reweight night=2 -o night.png
+  python -m minip2p edit "a cat on the grass" "a dog on the grass" -o edit.png --explain story.png
   python -m minip2p attend "a cat on the grass" -o maps.png
+  python -m minip2p invert photo.png "a cat on the grass" -o photo.inversion.safetensors
+  python -m minip2p edit --inversion photo.inversion.safetensors "a cat on the grass" "a dog on the grass" -o edit.png
 """
 
 
@@ -53,22 +59,41 @@ def generate(args: argparse.Namespace) -> None:
 def edit(args: argparse.Namespace) -> None:
     """Source and targets side by side; every target is edited from the same source."""
     output = writable(args.output, PICTURES)
+    page = writable(args.explain, FIGURES) if args.explain else None
+    if page and len(args.targets) > 1:
+        raise PromptError(f"--explain tells the story of one edit and there are {len(args.targets)} targets: give one")
     sd = load(args)
     prompts = [args.source, *args.targets]
     change = make_edit(sd, args, prompts)
-    result = run(sd, args, prompts, edit=change)
+    inversion = Inversion.load(args.inversion) if args.inversion else None
+    result = run(sd, args, prompts, edit=change, inversion=inversion, record=page is not None)
+    if page:
+        free = run(sd, args, prompts, inversion=inversion, record=True)
+        begun = f"from {args.inversion}" if args.inversion else f"seed {args.seed}"
+        caption = f"{begun}, {len(result.maps.tokens())} steps; maps: {plots.layers_of(result)}"
+        write_whole(page, edit_plots.explain(free, result, change, caption).savefig)
+        print(f"{page}: the story of this edit")
     save_pictures(output, result.images)
     print(f"{output}: from left to right {', '.join(repr(prompt) for prompt in prompts)}")
 
 
 def attend(args: argparse.Namespace) -> None:
     """The picture, and where each word of its prompt was looked at."""
-    output = writable(args.output, (".png", ".pdf", ".svg"))
+    output = writable(args.output, FIGURES)
     result = run(load(args), args, [args.prompt], record=True)
     caption = f"{args.prompt!r}, seed {args.seed}, {args.steps} steps; {plots.layers_of(result)}"
     figure = plots.word_maps([("picture", result.images[0], result.maps, 0)], caption)
     write_whole(output, figure.savefig)
     print(f"{output}: {args.prompt!r}")
+
+
+def invert(args: argparse.Namespace) -> None:
+    """A photograph becomes a file from which `edit --inversion` starts."""
+    output = writable(args.output, (".safetensors",))
+    sd = load(args)
+    inversion = invert_picture(sd, args.picture, args.prompt, args.method, args.steps, args.guidance, crop=args.crop)
+    inversion.save(output)
+    print(f"{output}: {args.picture} as {args.prompt!r}, {args.method}, {inversion.evaluations} network evaluations")
 
 
 def make_edit(sd: StableDiffusion, args: argparse.Namespace, prompts: list[str]) -> Edit:
@@ -138,8 +163,18 @@ def build_parser() -> argparse.ArgumentParser:
     added.add_argument("--self-replace-steps", type=float, default=0.4, metavar="SHARE", help="of the steps, with its self-attention (0.4)")
     added.add_argument("--blend", metavar="WORD[,WORD]", help="change the picture only where these words look")
 
+    added.add_argument("--explain", metavar="FILE", help="also draw the edit's whole story on a page: .png, .pdf or .svg")
+    added.add_argument("--inversion", metavar="FILE", help="edit the photograph that `invert` wrote this for, with its steps and guidance")
+    added.set_defaults(steps=None, guidance=None)  # 50 and 7.5, or the inversion's
+
     added = command(attend, "show where each word of a prompt is looked at", "the figure, .png, .pdf or .svg")
     added.add_argument("prompt")
+
+    added = command(invert, "find the noise that makes a photograph, to edit it", "the inversion, .safetensors")
+    added.add_argument("picture", help="the photograph; it is cut and resized to the model's size")
+    added.add_argument("prompt", help="what it shows")
+    added.add_argument("--method", choices=METHODS, default="null-text", help="how to mend what guidance spoils (default: null-text)")
+    added.add_argument("--crop", type=int, nargs=4, metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"), help="in pixels, to cut out first")
     return parser
 
 

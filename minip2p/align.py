@@ -5,6 +5,8 @@ An alignment is a pair (M, keep): with source maps S (P, T) and the target's own
 token was found. Adding a phrase compares token by token, swapping a word compares word by word.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -15,29 +17,31 @@ Words = list[tuple[str, list[int]]]
 
 
 def longest_common_subsequence(source: list, target: list) -> list[int]:
-    """For each item of `target`, the index of its partner in `source`, or -1; partners as early in the target as can be."""
+    """For each item of `target`, the index of its partner in `source`, or -1. Where several answers are equally long, items
+    late in the target go without a partner first, then items late in the source: as in Hertz et al."""
     n, m = len(source), len(target)
-    length = [[0] * (m + 1) for _ in range(n + 1)]  # length[i][j]: of source[i:] and target[j:]
-    for i in reversed(range(n)):
-        for j in reversed(range(m)):
+    length = [[0] * (m + 1) for _ in range(n + 1)]  # length[i][j]: of source[:i] and target[:j]
+    for i in range(n):
+        for j in range(m):
             same = source[i] == target[j]
-            length[i][j] = 1 + length[i + 1][j + 1] if same else max(length[i + 1][j], length[i][j + 1])
-    partners, i, j = [-1] * m, 0, 0
-    while i < n and j < m:
-        if source[i] == target[j]:
-            partners[j] = i
-            i, j = i + 1, j + 1
-        elif length[i + 1][j] >= length[i][j + 1]:
-            i += 1
+            length[i + 1][j + 1] = 1 + length[i][j] if same else max(length[i][j + 1], length[i + 1][j])
+    partners, i, j = [-1] * m, n, m
+    while i and j:
+        if length[i][j] == length[i][j - 1]:
+            j -= 1
+        elif length[i][j] == length[i - 1][j]:
+            i -= 1
         else:
-            j += 1
+            i, j = i - 1, j - 1
+            partners[j] = i
     return partners
 
 
 def align_tokens(tokenizer: CLIPTokenizer, source: str, target: str) -> list[int]:
     """For each target position up to its end token, the source position it takes its map from, or -1 for a new token.
 
-    <a cat> -> <a big cat> gives [0, 1, -1, 2, 3]. Hertz et al. align with Needleman-Wunsch, which here is the same.
+    <a cat> -> <a big cat> gives [0, 1, -1, 2, 3]. Hertz et al. align with Needleman-Wunsch, gap 0, match 1,
+    mismatch -1, which is the same.
     """
     source_ids, target_ids = (tokenizer.encode(tokenizer.check(prompt)).ids for prompt in (source, target))
     inner = longest_common_subsequence(source_ids, target_ids)
@@ -104,6 +108,23 @@ def matrix(pairs: list[tuple[list[int], list[int]]], source_end: int, target_end
     padding = T - 1 - max(source_end, target_end)
     M[torch.arange(padding) + source_end + 1, torch.arange(padding) + target_end + 1] = 1.0
     return M, (M.sum(0) > 0).float()
+
+
+def check_prompts(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> list[str]:
+    """The prompts of an edit, the source first; PromptError unless they are two or more that fit into the context."""
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence) or len(prompts) < 2:
+        raise PromptError(f"the prompts of an edit are {prompts!r}: give a list of them, the source first and at least one target")
+    return [tokenizer.check(prompt) for prompt in prompts]
+
+
+def places(tokenizer: CLIPTokenizer, prompts: Sequence[str], word: str) -> list[tuple[int, list[int]]]:
+    """(row, token positions) of a word or phrase in the prompts that have it; PromptError if none has."""
+    found = [(row, tokenizer.find(prompt, word)) for row, prompt in enumerate(prompts)]
+    found = [(row, positions) for row, positions in found if positions]
+    if not found:
+        listing = "; ".join(tokenizer.listing(prompt) for prompt in prompts)
+        raise PromptError(f"{word!r} is in none of the prompts {list(prompts)}: use one of their words: {listing}")
+    return found
 
 
 def is_swap(tokenizer: CLIPTokenizer, source: str, target: str) -> bool:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from minip2p import align
 from minip2p.attention import Site
 from minip2p.errors import PromptError
 from minip2p.tokenizer import CLIPTokenizer
@@ -79,39 +80,45 @@ def LocalBlend(
     words: a word or phrase or a list of them, each looked up in every prompt that has it; or one such list a prompt.
     exclude: words, given likewise, whose places are taken out again. start: the share of the steps before it begins.
     threshold: the share of a map's strongest place that counts as inside. mask: a mask of one's own, a picture or array
-    (height, width) of any size, above half where the picture may change; without `words` it alone decides.
+    (height, width) of any size, above half of white where the picture may change; without `words` it alone decides.
     """
-    if words is None and mask is None:
-        raise PromptError("a local blend needs words whose places may change, or a mask")
+    prompts = align.check_prompts(tokenizer, prompts)
     for name, value in (("start", start), ("threshold", threshold)):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
             raise PromptError(f"the local blend's {name} is {value!r}: give a number from 0 to 1")
     inside = None if words is None else token_table(tokenizer, prompts, words)
-    outside = token_table(tokenizer, prompts, exclude or [])
+    outside = token_table(tokenizer, prompts, [] if exclude is None else exclude)
+    if mask is None and inside is None or inside is not None and not inside.any():
+        raise PromptError("the local blend has no words whose places may change: give some, or a mask alone")
     return Blend(tuple(prompts), inside, outside, start, threshold, None if mask is None else read_mask(mask))
 
 
 def token_table(tokenizer: CLIPTokenizer, prompts: Sequence[str], words: str | Sequence) -> Tensor:
     """(1 + N, T), 1 at the tokens of the words. PromptError for a word that no prompt, or not its own prompt, has."""
     table = torch.zeros(len(prompts), tokenizer.context)
-    words = [words] if isinstance(words, str) else list(words)
-    by_prompt = bool(words) and not any(isinstance(word, str) for word in words)
-    if by_prompt and len(words) != len(prompts):
+    words = [words] if isinstance(words, str) else words
+    if not isinstance(words, Sequence) or not all(isinstance(entry, (str, list, tuple)) for entry in words):
+        raise PromptError(f"the local blend's words are {words!r}: give a word, a list of words, or one such list a prompt")
+    if all(isinstance(word, str) for word in words):
+        for word in words:
+            for row, positions in align.places(tokenizer, prompts, word):
+                table[row, positions] = 1.0
+        return table
+    if len(words) != len(prompts):
         raise PromptError(f"the local blend has words for {len(words)} prompts and there are {len(prompts)}: give one list for each")
-    for row, prompt in enumerate(prompts):
-        for word in words[row] if by_prompt else words:
-            found = tokenizer.positions(prompt, word) if by_prompt else tokenizer.find(prompt, word)
-            table[row, found] = 1.0
-    for word in [] if by_prompt else words:
-        if not any(tokenizer.find(prompt, word) for prompt in prompts):
-            listing = "; ".join(tokenizer.listing(prompt) for prompt in prompts)
-            raise PromptError(f"the local blend's word {word!r} is in none of the prompts: use one of their words: {listing}")
+    for row, (prompt, own) in enumerate(zip(prompts, words)):
+        for word in [own] if isinstance(own, str) else own:
+            table[row, tokenizer.positions(prompt, word)] = 1.0
     return table
 
 
 def read_mask(mask) -> Tensor:
-    """A picture, array or tensor (height, width) -> (1, 1, height, width) of 0 and 1."""
-    array = np.asarray(mask.convert("L")) / 255 if isinstance(mask, Image.Image) else np.asarray(mask, dtype=np.float32)
-    if array.ndim != 2:
+    """A picture, array or tensor (height, width), from 0 to 1 or to 255, -> (1, 1, height, width) of 0 and 1."""
+    grey = mask.convert("L") if isinstance(mask, Image.Image) else mask.detach().cpu() if isinstance(mask, Tensor) else mask
+    try:
+        array = np.asarray(grey, dtype=np.float32)
+    except (TypeError, ValueError):
+        raise PromptError(f"the local blend's mask is {mask!r}: give a grey picture or an array (height, width)") from None
+    if array.ndim != 2 or not array.size:
         raise PromptError(f"the local blend's mask has shape {array.shape}: give a grey picture or an array (height, width)")
-    return (torch.tensor(array, dtype=torch.float32) > 0.5).float()[None, None]
+    return torch.tensor(array > (127.5 if array.max() > 1 else 0.5), dtype=torch.float32)[None, None]

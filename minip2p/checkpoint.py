@@ -14,7 +14,7 @@ from minip2p import configs, names
 from minip2p.clip import TextEncoder
 from minip2p.ddim import Schedule
 from minip2p.errors import CheckpointError
-from minip2p.tokenizer import CLIPTokenizer
+from minip2p.tokenizer import CLIPTokenizer, read_json
 from minip2p.unet import UNet
 from minip2p.vae import VAE
 
@@ -44,15 +44,22 @@ def load(path: str | Path, device: torch.device, dtype: torch.dtype) -> Parts:
     parts = load_folder(path, device, dtype) if path.is_dir() else load_single_file(path, device, dtype)
     width, wanted = parts.text_encoder.config.hidden_size, parts.unet.config.cross_attention_dim
     if width != wanted:
-        raise CheckpointError(f"{path}: its text encoder is {width} wide and its UNet expects {wanted}: the parts do not belong together")
+        raise CheckpointError(f"{path}: its text encoder is {width} wide and its UNet expects {wanted}: use parts of one model")
+    tokens, rows = 1 + max(parts.tokenizer.bpe.get_vocab().values()), parts.text_encoder.config.vocab_size
+    if tokens > rows:
+        raise CheckpointError(
+            f"{path}: its tokenizer has {tokens} tokens and its text encoder knows {rows}: use parts of one model"
+        )
     return parts
 
 
 def load_folder(folder: Path, device: torch.device, dtype: torch.dtype) -> Parts:
     """tokenizer/, text_encoder/, unet/, vae/ and scheduler/, each with its config; weights fp32 or fp16."""
     index = folder / "model_index.json"
-    if (index.exists() and "XL" in str(configs.read_json(index).get("_class_name"))) or (folder / "text_encoder_2").exists():
-        raise CheckpointError(f"{folder} is Stable Diffusion XL: this package runs Stable Diffusion 1.x and 2.x, use one of those")
+    if (index.exists() and "XL" in str(read_json(index).get("_class_name"))) or (folder / "text_encoder_2").exists():
+        raise CheckpointError(
+            f"{folder} is Stable Diffusion XL: this package runs Stable Diffusion 1.x and 2.x, use one of those"
+        )
     for part in ("tokenizer", "text_encoder", "unet", "vae", "scheduler"):
         if not (folder / part).is_dir():
             raise CheckpointError(
@@ -83,14 +90,18 @@ def load_single_file(path: Path, device: torch.device, dtype: torch.dtype) -> Pa
     parts, unknown = names.split_single_file(state)
     empty = [names.PREFIXES[part] for part, tensors in parts.items() if not tensors]
     if empty:
-        raise CheckpointError(f"{path} has no tensors named {empty[0]}*: it is not a whole Stable Diffusion 1.x checkpoint, use one that is")
+        raise CheckpointError(
+            f"{path} has no tensors named {empty[0]}*: it is not a whole Stable Diffusion 1.x checkpoint, use one that is"
+        )
     if unknown:
-        raise CheckpointError(f"{path} has {len(unknown)} unknown tensors, the first {unknown[0]}: it is not a Stable Diffusion 1.x checkpoint")
+        more = f"{len(unknown)} unknown tensors, the first {unknown[0]}"
+        raise CheckpointError(f"{path} has {more}: it is not a Stable Diffusion 1.x checkpoint, use one that is")
     text, unet, vae = parts["text_encoder"], parts["unet"], parts["vae"]
     try:
         clip_config, unet_config, vae_config = configs.infer_clip(text), configs.infer_unet(unet), configs.infer_vae(vae)
-    except (KeyError, IndexError) as error:
-        raise CheckpointError(f"{path} lacks the tensor {error}: it is not a whole checkpoint, download it again") from None
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        cause = f"lacks the tensor {error}" if isinstance(error, KeyError) else "has tensors that are not a network's"
+        raise CheckpointError(f"{path} {cause}: it is not a whole checkpoint, download it again") from None
     beside = path.parent / "tokenizer"
     vocabulary = beside if beside.is_dir() else FETCHED_TOKENIZER
     if not vocabulary.is_dir():
@@ -118,11 +129,14 @@ def fill(module_class, config, state: dict[str, Tensor], file: Path, device: tor
     ):
         if found:
             more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-            raise CheckpointError(f"{file} {problem} {found[0]}{more}: it is not the {module_class.__name__} that its config describes")
+            kind = module_class.__name__
+            raise CheckpointError(f"{file} {problem} {found[0]}{more}: it is not the {kind} of its config, download both again")
     for name, tensor in state.items():
         if tensor.shape != wanted[name].shape:
             shapes = f"{tuple(tensor.shape)}, not {tuple(wanted[name].shape)}"
-            raise CheckpointError(f"{file}: {name} has shape {shapes}: weights and config do not belong together")
+            raise CheckpointError(
+                f"{file}: {name} has shape {shapes}: it is not of the same model as its config, download both again"
+            )
     module.load_state_dict({name: t.to(device, dtype) for name, t in state.items()}, strict=True, assign=True)
     return module.requires_grad_(False).eval()
 
@@ -136,33 +150,42 @@ def weights_file(folder: Path, stem: str) -> Path:
         if (folder / name).exists():
             return folder / name
     for file in sorted(folder.iterdir()):
-        if file.suffix in PICKLES:
+        if file.suffix.lower() in PICKLES:
             refuse_pickle(file)
     raise CheckpointError(f"{folder / stem}.safetensors is missing: download it, or its .fp16.safetensors variant")
 
 
 def refuse_pickle(file: Path) -> None:
-    raise CheckpointError(f"{file} is a pickle, which can run code when it is opened: use the .safetensors file of the same model")
+    raise CheckpointError(
+        f"{file} is a pickle, which can run code when it is opened: use the .safetensors file of the same model"
+    )
 
 
 def read_safetensors(file: Path) -> dict[str, Tensor]:
     """All tensors of a file, on the CPU; CheckpointError for anything that only looks like one."""
-    if file.suffix in PICKLES:
+    if file.suffix.lower() in PICKLES:
         refuse_pickle(file)
-    with open(file, "rb") as stream:
-        head = stream.read(64)
+    try:
+        with open(file, "rb") as stream:
+            head = stream.read(64)
+    except OSError as error:
+        cause = error.strerror
+        raise CheckpointError(f"{file} cannot be read ({cause}): give a .safetensors file, or a folder of diffusers'") from None
     if not head:
         raise CheckpointError(f"{file} is empty: download it again")
     if head.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{file} is a Git LFS pointer, not the weights: run `git lfs pull` in its repository, or download the file")
-    if head.startswith((b"PK\x03\x04", b"\x80\x02")):
-        refuse_pickle(file)
+        raise CheckpointError(
+            f"{file} is a Git LFS pointer, not the weights: run `git lfs pull` in its repository, or download the file"
+        )
     try:
         with safe_open(file, framework="pt", device="cpu") as tensors:
             return {name: tensors.get_tensor(name) for name in tensors.keys()}
     except (SafetensorError, OSError) as error:
+        if head.startswith((b"PK\x03\x04", *(bytes([0x80, protocol]) for protocol in range(2, 6)))):
+            refuse_pickle(file)
         cause = str(error).splitlines()[0]
-        raise CheckpointError(f"{file} is not a whole safetensors file ({cause}): it was cut short or is something else, download it again") from None
+        cause = f"{cause}; it was cut short or is something else"
+        raise CheckpointError(f"{file} is not a whole safetensors file ({cause}): download it again") from None
 
 
 def refuse_other_kinds(state: dict[str, Tensor], path: Path) -> None:
@@ -174,5 +197,5 @@ def refuse_other_kinds(state: dict[str, Tensor], path: Path) -> None:
     if any(name.startswith("cond_stage_model.model.") for name in state):
         raise CheckpointError(f"{path} is a single file of Stable Diffusion 2.x: use the folder in diffusers' layout instead")
     first = state.get("model.diffusion_model.input_blocks.0.0.weight")
-    if first is not None:
+    if first is not None and first.ndim == 4:
         configs.refuse_channels(first.shape[1], path)

@@ -4,19 +4,17 @@ Settings that this package does not have are refused by name, never ignored: a n
 activation or the wrong prediction gives pictures that are only slightly wrong.
 """
 
-import json
-import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
-
-from torch import Tensor
 
 from minip2p.clip import ACTIVATIONS, CLIPConfig
 from minip2p.ddim import Schedule
 from minip2p.errors import CheckpointError
+from minip2p.names import State, numbers
+from minip2p.tokenizer import read_json
 from minip2p.unet import UNetConfig
 from minip2p.vae import VAEConfig
 
-State = dict[str, Tensor]
 CROSS, PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
 
 # Settings whose other values mean another network. Absent means this value, as in older files.
@@ -35,19 +33,45 @@ VAE_FIXED = {
     "use_quant_conv": True, "use_post_quant_conv": True, "shift_factor": None, "latents_mean": None, "latents_std": None,
 }  # fmt: skip
 SCHEDULE_FIXED = {"num_train_timesteps": 1000, "trained_betas": None, "rescale_betas_zero_snr": False}
+SCHEDULE_KNOWN = {
+    "beta_schedule": ("scaled_linear", "linear"), "prediction_type": ("epsilon", "v_prediction"), "steps_offset": (1, 0),
+    "set_alpha_to_one": (False, True),
+}  # fmt: skip
 
 
-def read_json(file: Path) -> dict:
-    """A config file; CheckpointError if it is not there or not an object."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{file} is missing: download it, it says how the network is built") from None
-    except (ValueError, OSError):
-        raise CheckpointError(f"{file} is not readable JSON: download it again") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file} is not a config (a JSON object): download it again")
-    return content
+def is_whole(value) -> bool:
+    """a whole number above 0"""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def is_number(value) -> bool:
+    """a number above 0"""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
+
+
+def is_switch(value) -> bool:
+    """true or false"""
+    return isinstance(value, bool)
+
+
+def are_wholes(value) -> bool:
+    """a list of whole numbers above 0"""
+    return isinstance(value, list) and len(value) > 0 and all(map(is_whole, value))
+
+
+def are_names(value) -> bool:
+    """a list of names"""
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def get(config: dict, file: Path, key: str, fits: Callable[[object], bool], default=None):
+    """A setting, if it `fits` (whose docstring says what does); CheckpointError otherwise. `default` is for older files."""
+    value = default if config.get(key) is None else config[key]
+    if value is None:
+        raise CheckpointError(f"{file} does not say {key}: download it again")
+    if not fits(value):
+        raise CheckpointError(f"{file}: {key} is {value!r}, not {fits.__doc__}: download it again")
+    return value
 
 
 def refuse_other_values(config: dict, fixed: dict, file: Path) -> None:
@@ -58,32 +82,37 @@ def refuse_other_values(config: dict, fixed: dict, file: Path) -> None:
             )
 
 
-def need(config: dict, key: str, file: Path):
-    if config.get(key) is None:
-        raise CheckpointError(f"{file} does not say {key}: download it again")
-    return config[key]
+def refuse_uneven(channels: Sequence[int], heads: Sequence[int], file: Path) -> None:
+    for width, number in zip(channels, heads):
+        if width % number:
+            raise CheckpointError(f"{file}: {width} channels cannot be shared out among {number} heads: download it again")
 
 
 def read_unet(file: Path) -> UNetConfig:
     config = read_json(file)
-    refuse_channels(config.get("in_channels", 4), file)
+    refuse_channels(get(config, file, "in_channels", is_whole, 4), file)
     refuse_other_values(config, UNET_FIXED, file)
-    widths = tuple(need(config, "block_out_channels", file))
-    down = config.get("down_block_types", [CROSS] * (len(widths) - 1) + [PLAIN])
-    up = config.get("up_block_types", [kind.replace("Down", "Up") for kind in down[::-1]])
+    widths = get(config, file, "block_out_channels", are_wholes)
+    down = get(config, file, "down_block_types", are_names, [CROSS] * (len(widths) - 1) + [PLAIN])
+    up = get(config, file, "up_block_types", are_names, [kind.replace("Down", "Up") for kind in down[::-1]])
     if set(down) - {CROSS, PLAIN} or [kind.replace("Up", "Down") for kind in up[::-1]] != down or len(down) != len(widths):
-        raise CheckpointError(f"{file}: blocks {down} and {up} are not those of Stable Diffusion 1.x or 2.x")
-    heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)  # the misnomer: 8 means 8 heads
+        raise CheckpointError(f"{file}: blocks {down} and {up} are not those of Stable Diffusion 1.x or 2.x: use one of these")
+    key = "num_attention_heads" if config.get("num_attention_heads") else "attention_head_dim"  # the misnomer: 8 means 8 heads
+    heads = get(config, file, key, are_wholes if isinstance(config.get(key), list) else is_whole, 8)
+    heads = heads if isinstance(heads, list) else [heads] * len(widths)
+    if len(heads) != len(widths):
+        raise CheckpointError(f"{file}: {key} has {len(heads)} numbers for {len(widths)} levels: download it again")
+    refuse_uneven(widths, heads, file)
     return UNetConfig(
-        sample_size=config.get("sample_size") or 64,
-        block_out_channels=widths,
+        sample_size=get(config, file, "sample_size", is_whole, 64),
+        block_out_channels=tuple(widths),
         down_attention=tuple(kind == CROSS for kind in down),
-        layers_per_block=config.get("layers_per_block", 2),
-        cross_attention_dim=need(config, "cross_attention_dim", file),
-        heads=tuple(heads) if isinstance(heads, list) else (heads,) * len(widths),
-        use_linear_projection=config.get("use_linear_projection", False),
-        norm_num_groups=config.get("norm_num_groups", 32),
-        norm_eps=config.get("norm_eps", 1e-5),
+        layers_per_block=get(config, file, "layers_per_block", is_whole, 2),
+        cross_attention_dim=get(config, file, "cross_attention_dim", is_whole),
+        heads=tuple(heads),
+        use_linear_projection=get(config, file, "use_linear_projection", is_switch, False),
+        norm_num_groups=get(config, file, "norm_num_groups", is_whole, 32),
+        norm_eps=get(config, file, "norm_eps", is_number, 1e-5),
     )
 
 
@@ -100,25 +129,24 @@ def read_vae(file: Path) -> VAEConfig:
     config = read_json(file)
     refuse_other_values(config, VAE_FIXED, file)
     return VAEConfig(
-        block_out_channels=tuple(need(config, "block_out_channels", file)),
-        layers_per_block=config.get("layers_per_block", 1),
-        norm_num_groups=config.get("norm_num_groups", 32),
-        scaling_factor=config.get("scaling_factor", 0.18215),  # files of 2022 do not say it
+        block_out_channels=tuple(get(config, file, "block_out_channels", are_wholes)),
+        layers_per_block=get(config, file, "layers_per_block", is_whole, 1),
+        norm_num_groups=get(config, file, "norm_num_groups", is_whole, 32),
+        scaling_factor=get(config, file, "scaling_factor", is_number, 0.18215),  # files of 2022 do not say it
     )
 
 
 def read_clip(file: Path) -> CLIPConfig:
     config = read_json(file)
-    config = config.get("text_config", config)
-    activation = config.get("hidden_act", "quick_gelu")
-    if activation not in ACTIVATIONS:
-        raise CheckpointError(f"{file}: hidden_act is {activation!r} and this package knows {' and '.join(ACTIVATIONS)}")
+    refuse_unknown(config, "hidden_act", tuple(ACTIVATIONS), file)
     sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    sizes = {key: get(config, file, key, is_whole) for key in sizes}
+    refuse_uneven([sizes["hidden_size"]], [sizes["num_attention_heads"]], file)
     return CLIPConfig(
-        *(need(config, key, file) for key in sizes),
-        max_position_embeddings=config.get("max_position_embeddings", 77),
-        hidden_act=activation,
-        layer_norm_eps=config.get("layer_norm_eps", 1e-5),
+        **sizes,
+        max_position_embeddings=get(config, file, "max_position_embeddings", is_whole, 77),
+        hidden_act=config.get("hidden_act", "quick_gelu"),
+        layer_norm_eps=get(config, file, "layer_norm_eps", is_number, 1e-5),
     )
 
 
@@ -126,40 +154,41 @@ def read_schedule(file: Path) -> Schedule:
     """The noise levels, from any scheduler's config; this package always walks them with DDIM."""
     config = read_json(file)
     refuse_other_values(config, SCHEDULE_FIXED, file)
-    for key, known in (("beta_schedule", ("scaled_linear", "linear")), ("prediction_type", ("epsilon", "v_prediction"))):
-        if config.get(key, known[0]) not in known:
-            raise CheckpointError(f"{file}: {key} is {config[key]!r} and this package knows {' and '.join(known)}")
-    known = ("beta_start", "beta_end", "beta_schedule", "steps_offset", "set_alpha_to_one", "prediction_type")
-    return Schedule(**{key: config[key] for key in known if key in config})
+    for key, known in SCHEDULE_KNOWN.items():
+        refuse_unknown(config, key, known, file)
+    usual = Schedule()
+    betas = {key: get(config, file, key, is_number, getattr(usual, key)) for key in ("beta_start", "beta_end")}
+    if not betas["beta_start"] <= betas["beta_end"] < 1:
+        raise CheckpointError(f"{file}: beta_start and beta_end do not rise and stay below 1 ({betas}): download it again")
+    return Schedule(**betas, **{key: config[key] for key in SCHEDULE_KNOWN if key in config})
+
+
+def refuse_unknown(config: dict, key: str, known: tuple, file: Path) -> None:
+    if key in config and not any(type(config[key]) is type(value) and config[key] == value for value in known):
+        cause = f"{key} is {config[key]!r} and this package knows {' and '.join(map(repr, known))}"
+        raise CheckpointError(f"{file}: {cause}: use a Stable Diffusion 1.x or 2.x model")
 
 
 # ---------------------------------------------------------------- single files say nothing but shapes
 
 
-def levels_of(state: State, pattern: str) -> list[str]:
-    """What a pattern's group matched in the names of `state`, each once, in order of appearance by number."""
-    found = {match[1] for name in state if (match := re.match(pattern, name))}
-    return sorted(found, key=int)
-
-
 def infer_unet(state: State) -> UNetConfig:
     """A Stable Diffusion 1 UNet of any width: 8 heads, 1x1 projections."""
-    levels = levels_of(state, r"down_blocks\.(\d+)\.")
-    keys = [name for name in state if name.endswith("attn2.to_k.weight")]
+    levels = numbers(state, r"down_blocks\.(\d+)\.")
     return UNetConfig(
         block_out_channels=tuple(len(state[f"down_blocks.{i}.resnets.0.conv1.bias"]) for i in levels),
         down_attention=tuple(f"down_blocks.{i}.attentions.0.norm.weight" in state for i in levels),
-        layers_per_block=len(levels_of(state, r"down_blocks\.0\.resnets\.(\d+)\.")),
-        cross_attention_dim=state[keys[0]].shape[1],
+        layers_per_block=len(numbers(state, r"down_blocks\.0\.resnets\.(\d+)\.")),
+        cross_attention_dim=state["mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"].shape[1],
         heads=(8,) * len(levels),
     )
 
 
 def infer_vae(state: State) -> VAEConfig:
-    levels = levels_of(state, r"encoder\.down_blocks\.(\d+)\.")
+    levels = numbers(state, r"encoder\.down_blocks\.(\d+)\.")
     return VAEConfig(
         block_out_channels=tuple(len(state[f"encoder.down_blocks.{i}.resnets.0.conv1.bias"]) for i in levels),
-        layers_per_block=len(levels_of(state, r"encoder\.down_blocks\.0\.resnets\.(\d+)\.")),
+        layers_per_block=len(numbers(state, r"encoder\.down_blocks\.0\.resnets\.(\d+)\.")),
     )
 
 
@@ -170,7 +199,7 @@ def infer_clip(state: State) -> CLIPConfig:
         vocab_size,
         width,
         intermediate_size=len(state["encoder.layers.0.mlp.fc1.bias"]),
-        num_hidden_layers=len(levels_of(state, r"encoder\.layers\.(\d+)\.")),
+        num_hidden_layers=len(numbers(state, r"encoder\.layers\.(\d+)\.")),
         num_attention_heads=max(1, width // 64),
         max_position_embeddings=len(state["embeddings.position_embedding.weight"]),
     )

@@ -108,17 +108,18 @@ def Reweight(
     On top of `base` (a Swap or an Add of the same prompts); without one, of the maps the words have in the source, which
     may be the same prompt. Windows and blend that are not given are the base's, or 0.8 and 0.4 and none.
     """
-    if base is None:
-        edit = Add(tokenizer, prompts, 0.8, 0.4)
-    else:
-        edit = base
-        if list(edit.prompts) != check_prompts(tokenizer, prompts):
-            raise PromptError(f"the base edit is of {list(edit.prompts)}, not of {list(prompts)}: give both the same prompts")
+    if not isinstance(weights, dict):
+        raise PromptError(f"the weights are {weights!r}: give a dict of words and numbers, such as {{'night': 2.0}}")
+    if base is not None and not isinstance(base, Edit):
+        raise PromptError(f"base is {base!r}: give the Swap or Add on top of which to re-weight, or leave it out")
+    edit = Add(tokenizer, prompts, 0.8, 0.4) if base is None else base
+    if list(edit.prompts) != align.check_prompts(tokenizer, prompts):
+        raise PromptError(f"the base edit is of {list(edit.prompts)}, not of {list(prompts)}: give both the same prompts")
     table = edit.weights.clone()
     for word, number in weights.items():
         if isinstance(number, bool) or not isinstance(number, (int, float)) or number != number or abs(number) == float("inf"):
             raise PromptError(f"the weight of {word!r} is {number!r}: give a finite number")
-        for row, positions in places(tokenizer, edit.prompts[1:], word):
+        for row, positions in align.places(tokenizer, edit.prompts[1:], word):
             table[row, positions] = float(number)
     edit = replace(edit, weights=table)
     if cross_replace_steps is not None:
@@ -130,7 +131,7 @@ def Reweight(
 
 def make(tokenizer: CLIPTokenizer, prompts: list[str], alignment, cross_replace_steps, self_replace_steps, blend) -> Edit:
     """An Edit of these prompts whose M and keep come from one of align.py's functions; all weights are 1."""
-    prompts = check_prompts(tokenizer, prompts)
+    prompts = align.check_prompts(tokenizer, prompts)
     M, keep = (torch.stack(part) for part in zip(*(alignment(tokenizer, prompts[0], target) for target in prompts[1:])))
     cross = cross_windows(tokenizer, prompts[1:], cross_replace_steps)
     own = window(self_replace_steps, "self_replace_steps")
@@ -140,26 +141,12 @@ def make(tokenizer: CLIPTokenizer, prompts: list[str], alignment, cross_replace_
 # ---------------------------------------------------------------- what a caller may say
 
 
-def check_prompts(tokenizer: CLIPTokenizer, prompts: list[str]) -> list[str]:
-    if isinstance(prompts, str) or len(prompts) < 2:
-        raise PromptError(f"an edit needs a list of prompts, the source and at least one target, not {prompts!r}")
-    return [tokenizer.check(prompt) for prompt in prompts]
-
-
 def check_blend(blend: Blend | None, prompts: list[str]) -> Blend | None:
+    if blend is not None and not isinstance(blend, Blend):
+        raise PromptError(f"blend is {blend!r}: make one with LocalBlend(tokenizer, prompts, words)")
     if blend is not None and list(blend.prompts) != list(prompts):
         raise PromptError(f"the local blend is of {list(blend.prompts)}, not of {list(prompts)}: give both the same prompts")
     return blend
-
-
-def places(tokenizer: CLIPTokenizer, prompts: list[str], word: str) -> list[tuple[int, list[int]]]:
-    """(row, token positions) of a word or phrase in the prompts that have it; PromptError if none has."""
-    found = [(row, tokenizer.find(prompt, word)) for row, prompt in enumerate(prompts)]
-    found = [(row, positions) for row, positions in found if positions]
-    if not found:
-        listing = "; ".join(tokenizer.listing(prompt) for prompt in prompts)
-        raise PromptError(f"{word!r} is in none of the prompts {list(prompts)}: use one of their words: {listing}")
-    return found
 
 
 def cross_windows(tokenizer: CLIPTokenizer, targets: list[str], given) -> Tensor:
@@ -169,7 +156,7 @@ def cross_windows(tokenizer: CLIPTokenizer, targets: list[str], given) -> Tensor
     windows[:] = torch.tensor(window(table.get("default_", 1.0), "cross_replace_steps"), dtype=torch.float64)
     for word, value in table.items():
         if word != "default_":
-            for row, positions in places(tokenizer, targets, word):
+            for row, positions in align.places(tokenizer, targets, word):
                 windows[row, positions] = torch.tensor(window(value, f"cross_replace_steps[{word!r}]"), dtype=torch.float64)
     return windows
 

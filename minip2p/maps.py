@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from minip2p.attention import Site, wants
+from minip2p.errors import PromptError
 from minip2p.tokenizer import CLIPTokenizer
 
 
@@ -51,6 +52,8 @@ class Maps:
 
     def tokens(self, prompt: int = 0) -> Tensor:
         """(steps, h, w, T): every token's map, averaged over the layers whose size is nearest 16 x 16."""
+        if not isinstance(prompt, int) or not 0 <= prompt < len(self.prompts):
+            raise PromptError(f"there is no prompt {prompt!r} in this run: it had {len(self.prompts)}, counted from 0")
         sites = nearest(list(self.by_site))
         mean = torch.stack([self.by_site[site][:, prompt].float() for site in sites]).mean(0)
         return mean.unflatten(1, (sites[0].height, sites[0].width))
@@ -58,6 +61,6 @@ class Maps:
     def word(self, word: str, prompt: int = 0, mean: bool = False) -> Tensor:
         """(steps, h, w): the share of each pixel's attention that goes to a word or phrase, all its tokens and places
         added up; with `mean`, the average over the steps, (h, w). PromptError if the prompt does not have the word."""
-        positions = self.tokenizer.positions(self.prompts[prompt], word)
-        shares = self.tokens(prompt)[..., positions].sum(-1)
+        tokens = self.tokens(prompt)
+        shares = tokens[..., self.tokenizer.positions(self.prompts[prompt], word)].sum(-1)
         return shares.mean(0) if mean else shares

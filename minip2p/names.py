@@ -17,9 +17,7 @@ def today_vae(state: State) -> State:
         name = re.sub(r"(\.attentions\.\d+)\.key\.", r"\1.to_k.", name)
         name = re.sub(r"(\.attentions\.\d+)\.value\.", r"\1.to_v.", name)
         name = re.sub(r"(\.attentions\.\d+)\.proj_attn\.", r"\1.to_out.0.", name)
-        if ".attentions." in name and tensor.ndim == 4:
-            tensor = tensor[:, :, 0, 0]
-        renamed[name] = tensor
+        renamed[name] = tensor.flatten(1) if ".attentions." in name and tensor.ndim == 4 else tensor
     return renamed
 
 
@@ -61,9 +59,9 @@ def split_single_file(state: State) -> tuple[dict[str, State], list[str]]:
             parts[part][name.removeprefix(PREFIXES[part])] = tensor
         elif name not in IGNORED and not name.startswith(IGNORED_PREFIX):
             unknown.append(name)
-    halvings = [int(name.split(".")[1]) for name in parts["unet"] if name.endswith(".op.weight")]
-    per_level = min(halvings, default=3)  # layers a level, and one to halve: the first level ends at this number
-    levels = 1 + max((int(name.split(".")[2]) for name in parts["vae"] if name.startswith("decoder.up.")), default=0)
+    # Layers a level, and one to halve: the first level ends at this number.
+    per_level = min(numbers(parts["unet"], r"input_blocks\.([1-9]\d*)\.0\.op\."), default=3)
+    levels = 1 + max(numbers(parts["vae"], r"decoder\.up\.(\d+)\."), default=0)
     return {
         "unet": {unet_name(name, per_level): tensor for name, tensor in parts["unet"].items()},
         "vae": today_vae({vae_name(name, levels): tensor for name, tensor in parts["vae"].items()}),
@@ -99,6 +97,11 @@ def vae_name(name: str, levels: int) -> str:
     if found := re.fullmatch(r"mid\.attn_1\.(\w+)\.(\w+)", rest):
         return f"{half}.mid_block.attentions.0.{VAE_ATTENTION.get(found[1], found[1])}.{found[2]}"
     return f"{half}.{replace_prefix(rest, VAE_MID)}"
+
+
+def numbers(state: State, pattern: str) -> list[int]:
+    """What the group of a pattern matches in the beginnings of names, in order, each once."""
+    return sorted({int(found[1]) for name in state if (found := re.match(pattern, name))})
 
 
 def replace_prefix(name: str, table: dict[str, str]) -> str:

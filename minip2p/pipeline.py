@@ -17,6 +17,7 @@ from minip2p.clip import TextEncoder
 from minip2p.ddim import Schedule, ddim_step
 from minip2p.edits import Edit
 from minip2p.errors import PromptError
+from minip2p.inversion import Inversion
 from minip2p.maps import Maps, Seam, nearest
 from minip2p.tokenizer import CLIPTokenizer
 from minip2p.unet import UNet
@@ -86,41 +87,49 @@ class StableDiffusion:
         self,
         prompts: str | Sequence[str],
         seed: int = 0,
-        steps: int = 50,
-        guidance: float = 7.5,
+        steps: int | None = None,
+        guidance: float | None = None,
         edit=None,
+        inversion: Inversion | None = None,
         latents: Tensor | None = None,
         negative: str = "",
         size: int | tuple[int, int] | None = None,
         record: bool = False,
         progress: bool = True,
     ) -> Result:
-        """Pictures of one or more prompts, all from the same noise, drawn on the CPU from `seed`.
+        """Pictures of one or more prompts, all from the same noise, drawn on the CPU from `seed`. 50 steps, guidance 7.5.
 
         edit: a Swap, Add or Reweight, whose prompts these are, prompts[0] the source; or a function (maps, site) -> maps,
-        asked at every step. latents: the noise to start from instead, (1 or B, 4, h, w). size: a side or (height, width)
+        asked at every step. inversion: the photograph to start from, with its own steps and guidance; prompts[0] is the prompt
+        it was inverted with. latents: the noise to start from instead, (1 or B, 4, h, w). size: a side or (height, width)
         in pixels. record: keep all cross-attention maps.
         """
         prompts = self.check_prompts(prompts, edit)
+        if inversion is not None:
+            inversion = self.check_inversion(inversion, prompts[0], steps, guidance, negative, latents)
+            steps, guidance, latents = inversion.steps, inversion.guidance, inversion.latents[-1:]
+        steps, guidance = 50 if steps is None else steps, 7.5 if guidance is None else guidance
         self.check_numbers(seed, steps, guidance)
-        start = self.noise(seed, size) if latents is None else self.check_latents(latents, len(prompts))
+        start = self.noise(seed, size) if latents is None else self.check_latents(latents, len(prompts), size)
         z = start.expand(len(prompts), -1, -1, -1)
         sites = self.unet.sites(*z.shape[-2:])
         edit = edit.to(self.device) if isinstance(edit, Edit) else edit
         blend = getattr(edit, "blend", None)
         noted = [site for site in sites if site.kind == "cross"] if record else nearest(sites) if blend else []
 
-        text = self.encode_text(prompts)
-        if guidance != 1:
-            text = torch.cat([self.encode_text(negative).expand_as(text), text])
+        with_text = self.encode_text(prompts)
+        without = self.without_text(negative, inversion, steps)
         recorded: list[dict[Site, Tensor]] = []
         shares, masks = 0.0, []
         alphas = self.schedule.alphas(steps)
         timesteps = tqdm(self.schedule.timesteps(steps), disable=not progress, delay=2, leave=False)
         for i, t in enumerate(timesteps):
             seam = Seam(edit.at(i, steps) if hasattr(edit, "at") else edit, noted, rows=len(prompts))
+            text = with_text if guidance == 1 else torch.cat([without[i].expand_as(with_text), with_text])
             noise = self.guided_noise(z, t, text, guidance, seam, alphas[i])
             z = ddim_step(z, noise, alphas[i], alphas[i + 1])
+            if inversion is not None and inversion.method == "direct":  # the source goes back on its path, no target moves
+                z = torch.cat([inversion.latents[[steps - 1 - i]], z[1:]])
             if blend:
                 shares = shares + blend.read({site: seam.notes[site] for site in nearest(sites)})
                 masks.append(blend.mask(shares, z.shape[-2:]))
@@ -144,6 +153,14 @@ class StableDiffusion:
         without, with_text = noise.chunk(2)
         return without + guidance * (with_text - without)
 
+    def without_text(self, negative: str, inversion: Inversion | None, steps: int) -> Tensor:
+        """(steps, T, D): what the half without text is told at each step, `negative` or what an inversion puts in its place."""
+        if inversion is not None and inversion.method == "null-text":
+            return inversion.null_text.to(self.dtype)
+        if inversion is not None and inversion.method == "negative-prompt":
+            negative = inversion.prompt
+        return self.encode_text([negative]).expand(steps, -1, -1)
+
     def noise(self, seed: int, size: int | tuple[int, int] | None = None) -> Tensor:
         """The starting latents (1, 4, h, w) of a seed: float32, drawn on the CPU so that every device begins alike."""
         height, width = self.check_size(size)
@@ -154,11 +171,10 @@ class StableDiffusion:
     # ---------------------------------------------------------------- what a caller may say
 
     def check_prompts(self, prompts: str | Sequence[str], edit) -> tuple[str, ...]:
-        prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
-        if not prompts:
-            raise PromptError("there is no prompt: give one string or a list of them")
-        for prompt in prompts:
-            self.tokenizer.check(prompt)
+        prompts = (prompts,) if isinstance(prompts, str) else prompts
+        if not isinstance(prompts, Sequence) or not prompts:
+            raise PromptError(f"there is no prompt in {prompts!r}: give one string or a list of them")
+        prompts = tuple(self.tokenizer.check(prompt) for prompt in prompts)
         edited = getattr(edit, "prompts", prompts)
         if tuple(edited) != prompts:
             raise PromptError(f"the edit was made for {list(edited)} and the prompts are {list(prompts)}: give both the same")
@@ -177,20 +193,33 @@ class StableDiffusion:
         """(height, width) in pixels; PromptError unless the UNet can halve them as often as it does."""
         if size is None:
             size = self.unet.config.sample_size * self.vae.config.factor
-        height, width = (size, size) if isinstance(size, int) else size
+        size = (size, size) if isinstance(size, int) else size
+        if not isinstance(size, Sequence) or len(size) != 2 or not all(isinstance(side, int) for side in size):
+            raise PromptError(f"size is {size!r}: give one side in pixels, or (height, width)")
+        height, width = size
         unit = self.vae.config.factor * 2 ** (self.unet.levels - 1)
-        if any(not isinstance(side, int) or side <= 0 or side % unit for side in (height, width)):
+        if any(side <= 0 or side % unit for side in (height, width)):
             good = " x ".join(str(max(unit, round(side / unit) * unit)) for side in (height, width))
             raise PromptError(f"size {height} x {width} is not possible: both sides must be multiples of {unit}, the nearest is {good}")
         return height, width
 
-    def check_latents(self, latents: Tensor, prompts: int) -> Tensor:
+    def check_latents(self, latents: Tensor, prompts: int, size: int | tuple[int, int] | None = None) -> Tensor:
         channels = self.unet.config.in_channels
         if not isinstance(latents, Tensor) or latents.ndim != 4 or latents.shape[0] not in (1, prompts) or latents.shape[1] != channels:
             shape = tuple(getattr(latents, "shape", ()))
             raise PromptError(f"latents have shape {shape}: give a tensor (1, {channels}, h, w), or ({prompts}, {channels}, h, w)")
-        self.check_size(tuple(side * self.vae.config.factor for side in latents.shape[-2:]))
+        height, width = self.check_size(tuple(side * self.vae.config.factor for side in latents.shape[-2:]))
+        if size is not None and self.check_size(size) != (height, width):
+            raise PromptError(f"size is {size} and the latents are those of a picture {height} x {width}: leave one of them out")
         return latents.to(self.device, torch.float32)
+
+    def check_inversion(self, inversion, source: str, steps: int | None, guidance: float | None, negative: str, latents) -> Inversion:
+        if not isinstance(inversion, Inversion):
+            raise PromptError(f"inversion is {inversion!r:.60}: give what invert returned, or Inversion.load(file)")
+        if latents is not None:
+            raise PromptError("there are both latents and an inversion, which brings its own: leave one of them out")
+        inversion.check(self, source, steps, guidance, negative)
+        return inversion.to(self.device)
 
     def check_finite(self, latents: Tensor) -> None:
         if not latents.isfinite().all():

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import torch
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import LongTensor
 
 from minip2p.errors import CheckpointError, PromptError
@@ -32,9 +32,14 @@ class CLIPTokenizer:
         self.bpe.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Split(Regex(WORDS), "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
-        self.bpe.add_special_tokens([START, END])
-        self.start, self.end = vocab[START], vocab[END]
-        self.pad = vocab.get(read_pad_token(folder), self.end)
+        pad = read_pad_token(folder)
+        if pad not in vocab:
+            raise CheckpointError(
+                f"{folder}: the vocabulary does not have the token {pad!r} that pads: download the folder again"
+            )
+        self.special = {START, END, pad}  # each is a token wherever it stands in a prompt, SD 2's "!" too
+        self.bpe.add_special_tokens(sorted(self.special))
+        self.start, self.end, self.pad = vocab[START], vocab[END], vocab[pad]
 
     def __call__(self, prompts: str | list[str]) -> LongTensor:
         """Token ids (B, T), T = `context`. Text that does not fit is cut, as Stable Diffusion does; `check` refuses it."""
@@ -64,14 +69,13 @@ class CLIPTokenizer:
 
         Punctuation is a word of its own: "a cat, asleep" has the words a / cat / , / asleep.
         """
-        encoding = self.encode(self.check(prompt))
         words: list[tuple[str, list[int]]] = []
-        inside = False  # a word of several tokens goes on until one that ends in </w>
-        for i, (token, (start, stop)) in enumerate(zip(encoding.tokens, encoding.offsets), start=1):
-            begin, positions = (begin, positions + [i]) if inside else (start, [i])
-            inside = not token.endswith("</w>") and token not in (START, END)
-            if not inside:
-                words.append((prompt[begin:stop].strip().lower(), positions))
+        spelled, positions = "", []
+        for i, token in enumerate(self.encode(self.check(prompt)).tokens, start=1):
+            spelled, positions = spelled + token, [*positions, i]
+            if token.endswith("</w>") or token in self.special:  # else the word goes on
+                words.append((decoders.ByteLevel().decode([spelled.removesuffix("</w>")]), positions))
+                spelled, positions = "", []
         return words
 
     def find(self, prompt: str, phrase: str) -> list[int]:
@@ -82,7 +86,7 @@ class CLIPTokenizer:
         if not wanted:
             return []
         starts = [i for i in range(len(names)) if names[i : i + len(wanted)] == wanted]
-        return [p for i in starts for _, positions in words[i : i + len(wanted)] for p in positions]
+        return sorted({p for i in starts for _, positions in words[i : i + len(wanted)] for p in positions})
 
     def positions(self, prompt: str, phrase: str) -> list[int]:
         """As `find`, but PromptError where the phrase is not in the prompt."""
@@ -98,30 +102,50 @@ class CLIPTokenizer:
 
 def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """vocab.json and merges.txt; CheckpointError if one is missing or is not what its name says."""
-    for name in ("vocab.json", "merges.txt"):
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{folder / name} is missing: the tokenizer needs vocab.json and merges.txt")
-    try:
-        vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-    except ValueError:
-        raise CheckpointError(f"{folder / 'vocab.json'} is not JSON: download it again") from None
-    lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+    vocab = read_json(folder / "vocab.json")
+    lines = read_text(folder / "merges.txt").splitlines()
     merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
     missing = [token for token in (START, END) if token not in vocab]
-    if missing or any(len(pair) != 2 for pair in merges):
-        what = f"has no {missing[0]}" if missing else "does not match merges.txt, whose lines are not all pairs"
-        raise CheckpointError(f"{folder / 'vocab.json'} {what}: it is not a CLIP vocabulary; download both again")
+    if missing or not all(isinstance(i, int) and i >= 0 for i in vocab.values()):
+        what = f"has no {missing[0]}" if missing else "has tokens without a number"
+        raise CheckpointError(f"{folder / 'vocab.json'} {what}: it is not a CLIP vocabulary; download it again")
+    for pair in merges:
+        if len(pair) != 2 or not vocab.keys() >= {*pair, "".join(pair)}:
+            line = shorten(" ".join(pair))
+            raise CheckpointError(f"{folder / 'merges.txt'} does not match vocab.json at {line!r}: download both again")
     return vocab, merges
 
 
 def read_pad_token(folder: Path) -> str:
     """The padding token that the tokenizer's config names; CLIP's own default is the end token."""
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if (folder / name).is_file():
-            token = json.loads((folder / name).read_text(encoding="utf-8")).get("pad_token")
-            if token is not None:
-                return token["content"] if isinstance(token, dict) else token
+    for file in (folder / "special_tokens_map.json", folder / "tokenizer_config.json"):
+        token = read_json(file).get("pad_token") if file.is_file() else None
+        if token is not None:
+            token = token.get("content") if isinstance(token, dict) else token
+            if not isinstance(token, str):
+                raise CheckpointError(f"{file}: pad_token is {token!r}, not a token: download it again")
+            return token
     return END
+
+
+def read_json(file: Path) -> dict:
+    """A JSON object from a file; CheckpointError if it is not there or something else."""
+    try:
+        content = json.loads(read_text(file))
+    except json.JSONDecodeError:
+        content = None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} is not a JSON object: it was cut short or is something else, download it again")
+    return content
+
+
+def read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{file} is not text: it is not what its name says, download it again") from None
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read ({error.strerror}): it belongs to every model, download it") from None
 
 
 def shorten(text: str, width: int = 60) -> str:

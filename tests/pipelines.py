@@ -10,7 +10,12 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from minip2p.tokenizer import END, START
 from weights.toyworld import vocabulary
 
-CAPTIONS = ["a red cat next to a blue house on the grass", "a child's drawing of a dog in the snow at night", "the bicycle by a river"]
+CAPTIONS = [
+    "a red cat next to a blue house on the grass",
+    "a child's drawing of a dog in the snow",
+    "the bicycle by a river at night",
+]
+CROSS, PLAIN = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D"), ("DownBlock2D", "UpBlock2D")
 
 
 def write_tokenizer(folder: Path, pad: str = END) -> None:
@@ -20,34 +25,43 @@ def write_tokenizer(folder: Path, pad: str = END) -> None:
 
 
 def random_pipeline(folder: Path, flavour: str = "sd1", seed: int = 0) -> StableDiffusionPipeline:
-    """A Stable Diffusion 1 ("sd1") or 2 ("sd2": linear projections, exact gelu, v-prediction, pads with "!") in small."""
+    """A Stable Diffusion in small: 1 ("sd1"), 2 ("sd2": linear projections, exact gelu, v-prediction, pads with "!"),
+    or 1 at its own depth and with its own heads and groups ("deep"), which a single file leaves unsaid."""
     torch.manual_seed(seed)
-    sd2 = flavour == "sd2"
+    sd2, deep = flavour == "sd2", flavour == "deep"
+    text_width = 64 if deep else 48
     write_tokenizer(folder / "tokenizer", pad="!" if sd2 else END)
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     vocab = tokenizer.get_vocab()
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(vocab), hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
-            hidden_act="gelu" if sd2 else "quick_gelu", bos_token_id=vocab[START], eos_token_id=vocab[END], pad_token_id=vocab[END],
+            vocab_size=len(vocab), hidden_size=text_width, intermediate_size=96, num_hidden_layers=3,
+            num_attention_heads=1 if deep else 4, hidden_act="gelu" if sd2 else "quick_gelu",
+            bos_token_id=vocab[START], eos_token_id=vocab[END], pad_token_id=vocab[END],
         )
     )  # fmt: skip
+    blocks = (CROSS, CROSS, CROSS, PLAIN) if deep else (CROSS, CROSS, PLAIN)
     unet = UNet2DConditionModel(
-        sample_size=16, block_out_channels=(32, 64, 64), layers_per_block=2 if sd2 else 1, norm_num_groups=16,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=48, attention_head_dim=[2, 4, 4] if sd2 else 2, use_linear_projection=sd2,
+        sample_size=16, block_out_channels=(32, 64, 64, 64)[: len(blocks)], layers_per_block=2 if sd2 or deep else 1,
+        down_block_types=tuple(down for down, _ in blocks), up_block_types=tuple(up for _, up in reversed(blocks)),
+        cross_attention_dim=text_width, attention_head_dim=[2, 4, 4] if sd2 else 8 if deep else 2, use_linear_projection=sd2,
+        norm_num_groups=32 if deep else 16,
     )  # fmt: skip
+    widths = (32, 32, 64, 64) if deep else (16, 32, 32)
     vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 32, 32), layers_per_block=1, norm_num_groups=8, sample_size=64, scaling_factor=0.3,
+        down_block_types=("DownEncoderBlock2D",) * len(widths), up_block_types=("UpDecoderBlock2D",) * len(widths),
+        block_out_channels=widths, layers_per_block=2 if deep else 1, norm_num_groups=32 if deep else 8, sample_size=64,
+        scaling_factor=0.18215 if deep else 0.3,
     )  # fmt: skip
     scheduler = DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
         steps_offset=1, prediction_type="v_prediction" if sd2 else "epsilon",
     )  # fmt: skip
+    for network in (text_encoder, unet, vae):
+        for parameter in network.eval().parameters():  # no norm or bias is one or zero: a wrong one must show
+            parameter.data += 0.1 * torch.randn_like(parameter) if parameter.ndim == 1 else 0
     pipeline = StableDiffusionPipeline(
-        vae=vae, text_encoder=text_encoder.eval(), tokenizer=tokenizer, unet=unet.eval(), scheduler=scheduler,
+        vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)

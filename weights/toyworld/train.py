@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -84,7 +83,7 @@ class Run:
         self.path, self.model, self.lr, self.steps = path, model, lr, steps
         self.average, self.cooldown = average, cooldown
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
         self.ema = {k: v.clone() for k, v in model.state_dict().items()}
         self.step, self.seconds = 0, 0.0
         if path.exists():
@@ -115,8 +114,7 @@ class Run:
             self.optimizer.zero_grad(set_to_none=True)
             self.step += 1
             share = min(self.average, (1 + self.step) / (10 + self.step))
-            for k, v in self.model.state_dict().items():
-                self.ema[k].lerp_(v, 1 - share)
+            torch._foreach_lerp_(list(self.ema.values()), list(self.model.state_dict().values()), 1 - share)
             losses.append(loss.detach())
             self.seconds = total + time.time() - begun
             if time.time() - saved > SAVE_EVERY or self.step == self.steps:
@@ -195,7 +193,7 @@ class Denoiser(nn.Module):
 
 
 def train_unet(run: Path, steps: int, batch: int, lr: float, device) -> Denoiser:
-    """Noise prediction; the weight of each timestep is min(SNR, 5) / SNR."""
+    """Noise prediction; each timestep is drawn as often as min(SNR, 5) / SNR says, which is Hang et al.'s weight."""
     latents = torch.from_numpy(np.load(run / "latents.npy"))
     scale = 1 / latents.float().std()
     tokenizer = CLIPTokenizer(run / "tokenizer", vocabulary.CONTEXT)
@@ -204,21 +202,20 @@ def train_unet(run: Path, steps: int, batch: int, lr: float, device) -> Denoiser
     torch.manual_seed(0)
     model = Denoiser(len(tokenizer.bpe.get_vocab())).to(device, memory_format=torch.channels_last)
     a = Schedule().alphas_cumprod.to(device)
-    weights = (5 * (1 - a) / a).clamp(max=1)
+    chances = (5 * (1 - a) / a).clamp(max=1).cpu()
 
-    def loss_on(index, generator, drop):
+    def loss_on(index, generator, drop, chances):
         z, ids = (latents[index].float() * scale).to(device), tokens[index].clone()
         ids[torch.rand(len(ids), generator=generator) < drop] = nothing
-        t = torch.randint(0, len(a), (len(ids),), generator=generator).to(device)
+        t = torch.multinomial(chances, len(ids), replacement=True, generator=generator).to(device)
         noise = torch.randn(z.shape, generator=generator).to(device)
         a_t = a[t][:, None, None, None]
         noisy = (a_t.sqrt() * z + (1 - a_t).sqrt() * noise).contiguous(memory_format=torch.channels_last)
-        error = (model(noisy, t, ids.to(device)) - noise).square().mean((1, 2, 3))
-        return (error * weights[t]).mean(), error.mean()
+        return (model(noisy, t, ids.to(device)) - noise).square().mean()
 
     def loss_of(generator, rng):
         index = torch.from_numpy(rng.integers(0, len(latents) - HELD_OUT, batch))
-        return loss_on(index, generator, 0.1)[0]
+        return loss_on(index, generator, 0.1, chances)
 
     @torch.no_grad()
     def validate():
@@ -226,7 +223,7 @@ def train_unet(run: Path, steps: int, batch: int, lr: float, device) -> Denoiser
         generator = torch.Generator().manual_seed(1)
         current = {k: v.clone() for k, v in model.state_dict().items()}
         model.load_state_dict(training.ema)
-        error = torch.stack([loss_on(part, generator, 0.0)[1] for part in index.split(64)]).mean()
+        error = torch.stack([loss_on(part, generator, 0.0, torch.ones(len(a))) for part in index.split(64)]).mean()
         model.load_state_dict(current)
         return f"validation mse (averaged weights) {error.item():.4f}"
 

@@ -1,0 +1,228 @@
+"""Real photographs: find the noise from which the model makes a given picture, so that the picture can be edited.
+
+DDIM inversion (Song et al. 2020; Dhariwal & Nichol 2021) walks the picture back to noise at guidance 1. Coming forth again
+with guidance misses the picture, and there are three ways to mend that:
+"null-text" (Mokady et al. 2022, arXiv 2211.09794): fit the embedding of the empty prompt, one a step, until it comes back.
+"negative-prompt" (Miyake et al. 2023, arXiv 2305.16807): the source prompt's embedding in its place, and no fitting.
+"direct" (Ju et al. 2023, arXiv 2310.01506): put the source's latent back on its path after every step.
+The last two, and "ddim" without mending, are lines of the loop in pipeline.py; what they need from here is only the path.
+"""
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from minip2p.ddim import ddim_step
+from minip2p.errors import PromptError
+from minip2p.files import writable, write_whole
+from minip2p.images import Crop, open_image
+
+METHODS = ("ddim", "null-text", "negative-prompt", "direct")
+GRADIENT_SCALE = 2.0**14  # about the number of values in a latent: without it a float16 gradient rounds to zero
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """A photograph as a path through the latents, made by `invert`; hand it to `generate`."""
+
+    latents: Tensor  # (steps + 1, 4, h, w), float32, from the clean picture [0] to the noise [-1]: the pivot
+    null_text: Tensor | None  # (steps, T, D), float32, in sampling order; with method "null-text"
+    weights: Tensor  # (2, tensors), the fingerprint of the model, see `fingerprint`
+    prompt: str
+    method: str
+    steps: int
+    guidance: float
+    crop: Crop | None  # what was cut out of the photograph before it was fitted to the latents' size
+    image: str  # the fingerprint of the fitted picture: SHA-256 of its RGB bytes
+    dtype: str  # of the model that made it
+    evaluations: int  # how often the UNet was asked about one latent; null-text also went back through it, see losses
+    losses: tuple[tuple[float, ...], ...] | None  # null-text: for each step the loss before each update, and the one left
+
+    def to(self, device: torch.device) -> "Inversion":
+        null_text = None if self.null_text is None else self.null_text.to(device)
+        return replace(self, latents=self.latents.to(device), null_text=null_text)
+
+    def check(self, sd, source: str, steps: int | None, guidance: float | None, negative: str) -> None:
+        """PromptError unless a run of `sd` with these (None: not said) is one that this inversion was made for."""
+        for name, asked, own in (
+            ("source prompt", source, self.prompt),
+            ("number of steps", steps, self.steps),
+            ("guidance", guidance, self.guidance),
+        ):
+            if asked is not None and asked != own:
+                raise PromptError(f"the {name} is {asked!r} and that of the inversion is {own!r}: use its own, or invert again")
+        if negative and self.method in ("null-text", "negative-prompt"):
+            raise PromptError(
+                f"negative is {negative!r}, but a {self.method} inversion puts its own embedding in that place: leave it out"
+            )
+        ours = fingerprint(sd)
+        rounding = max(torch.finfo(sd.dtype).eps, torch.finfo(getattr(torch, self.dtype)).eps)
+        same = ours.shape == self.weights.shape
+        if not same or ((ours[0] - self.weights[0]).abs() > 8 * rounding * ours.abs().sum(0)).any():
+            raise PromptError("the inversion was made with other weights than these: load those, or invert again")
+
+    def save(self, path: str | Path) -> None:
+        """One .safetensors file, written whole or not at all. PromptError if it cannot be."""
+        path = writable(path, (".safetensors",))
+        tensors = {name: getattr(self, name) for name in ("latents", "null_text", "weights")}
+        tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items() if tensor is not None}
+        said = {name: value for name, value in vars(self).items() if not isinstance(value, Tensor) and name != "null_text"}
+        try:
+            write_whole(path, lambda file: save_file(tensors, file, {"inversion": json.dumps(said)}))
+        except (OSError, SafetensorError) as error:
+            raise PromptError(f"cannot write {path} ({error}): make room, or choose another place") from None
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Inversion":
+        """What `save` wrote, on the CPU. PromptError, one line, for any other file."""
+        path = Path(path).expanduser()
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                said = json.loads((file.metadata() or {})["inversion"])
+            said["crop"] = said["crop"] and tuple(said["crop"])
+            said["losses"] = said["losses"] and tuple(map(tuple, said["losses"]))
+            loaded = cls(**{"null_text": None} | tensors | said)
+            if len(loaded.latents) != loaded.steps + 1 or (loaded.null_text is None) == (loaded.method == "null-text"):
+                raise ValueError
+        except (OSError, SafetensorError) as error:
+            cause = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise PromptError(f"{path} cannot be read ({cause}): give a file that `minip2p invert` wrote") from None
+        except (KeyError, TypeError, ValueError):
+            raise PromptError(f"{path} holds no inversion: give a file that `minip2p invert` wrote") from None
+        return loaded
+
+
+def fingerprint(sd) -> Tensor:
+    """(2, tensors): the sum and the norm of every weight tensor of UNet and text encoder, on the CPU.
+
+    Not a hash: the same file loaded as float16 and as float32 differs in rounding. That moves a tensor's sum by about the
+    rounding of its norm; `Inversion.check` allows a few times as much, and no more.
+    """
+    weights = [w.float() for network in (sd.unet, sd.text_encoder) for w in network.parameters()]
+    return torch.stack([torch.stack([w.sum(), w.norm()]) for w in weights], dim=1).cpu()
+
+
+@torch.no_grad()
+def invert(
+    sd,
+    image: str | Path | Image.Image,
+    prompt: str,
+    method: str = "null-text",
+    steps: int = 50,
+    guidance: float = 7.5,
+    inner_steps: int = 10,
+    lr: float = 0.01,
+    size: int | tuple[int, int] | None = None,
+    crop: Crop | None = None,
+    progress: bool = True,
+) -> Inversion:
+    """A photograph (a Pillow image or a path) that `prompt` describes -> what `sd.generate(inversion=...)` starts from.
+
+    method: "ddim", "null-text", "negative-prompt" or "direct". guidance: that of the generation to come; inverting itself is
+    done at 1. inner_steps, lr: of null-text's optimiser. size, as in `generate`: the photograph is resized to it, its longer
+    side cut at both ends; crop: (left, top, right, bottom) in its own pixels, cut out first.
+    """
+    if method not in METHODS:
+        raise PromptError(f"method is {method!r}: use one of {', '.join(METHODS)}")
+    sd.check_numbers(0, steps, guidance)
+    if method == "null-text":
+        check_optimiser(guidance, inner_steps, lr)
+    [prompt] = sd.check_prompts(prompt, None)
+    picture = open_image(image, sd.check_size(size), crop)
+    text = sd.encode_text(prompt)
+    latents = ddim_inversion(sd, sd.encode_image(picture), text, steps, progress)
+    sd.check_finite(latents)
+    null_text, losses, evaluations = None, None, steps
+    if method == "null-text":
+        null_text, losses = fit_null_text(sd, latents, text, guidance, inner_steps, lr, progress)
+        evaluations += sum(1 + len(of_step) for of_step in losses)  # once with the prompt, the others without
+        sd.check_finite(null_text)
+    digest, dtype = hashlib.sha256(picture.tobytes()).hexdigest(), str(sd.dtype).removeprefix("torch.")
+    return Inversion(
+        latents,
+        null_text,
+        fingerprint(sd),
+        prompt,
+        method,
+        steps,
+        guidance,
+        crop and tuple(crop),
+        digest,
+        dtype,
+        evaluations,
+        losses,
+    )
+
+
+def ddim_inversion(sd, z: Tensor, text: Tensor, steps: int, progress: bool = True) -> Tensor:
+    """From a clean latent z (1, 4, h, w) to noise: all (steps + 1, 4, h, w) latents, [0] the clean one.
+
+    Generation's own step the other way, at guidance 1. The noise in the latent to come is not known yet, so the network is
+    asked for that timestep with the latent at hand; all of DDIM inversion's error is in that substitution.
+    """
+    timesteps, alphas = sd.schedule.timesteps(steps), sd.schedule.alphas(steps)
+    pivot = [z]
+    for i in tqdm(range(steps - 1, -1, -1), "to noise", disable=not progress, delay=2, leave=False):
+        noise = sd.guided_noise(z, timesteps[i], text, 1, None, alphas[i])
+        z = ddim_step(z, noise, alphas[i + 1], alphas[i])
+        pivot.append(z)
+    return torch.cat(pivot)
+
+
+def fit_null_text(
+    sd, pivot: Tensor, text: Tensor, guidance: float, inner_steps: int, lr: float, progress: bool = True
+) -> tuple[Tensor, tuple[tuple[float, ...], ...]]:
+    """One embedding of the empty prompt for each step, (steps, T, D), such that guided steps follow the pivot back
+    (algorithm 1 of Mokady et al.); and the losses. Each starts from the one before, with a fresh Adam.
+
+    The authors' learning rate 0.01 (1 - i / 100) and threshold 1e-5 + 2e-5 i are for 50 steps: here both go with i / steps.
+    """
+    steps = len(pivot) - 1
+    timesteps, alphas = sd.schedule.timesteps(steps), sd.schedule.alphas(steps)
+    z, null = pivot[-1:], sd.encode_text("").float()
+    null_text, losses = [], []
+    bar = tqdm(timesteps, "null-text", disable=not progress, delay=2, leave=False)
+    for i, t in enumerate(bar):
+        target = pivot[[steps - 1 - i]]
+        enough = 1e-5 + 1e-3 * i / steps
+        with_text = sd.guided_noise(z, t, text, 1, None, alphas[i])
+        null = null.detach().clone().requires_grad_()
+        adam = torch.optim.Adam([null], lr * (1 - 0.5 * i / steps))
+        of_step = []
+        for update in range(inner_steps + 1):  # the last round only looks where the last update has led
+            with torch.enable_grad():
+                without = sd.guided_noise(z, t, null.to(sd.dtype), 1, None, alphas[i])
+                after = ddim_step(z, without + guidance * (with_text - without), alphas[i], alphas[i + 1])
+                loss = F.mse_loss(after, target)
+                scaled = loss * GRADIENT_SCALE
+            of_step.append(loss.item())
+            if update == inner_steps or update and of_step[-2] < enough:
+                break
+            [gradient] = torch.autograd.grad(scaled, null)
+            null.grad = gradient / GRADIENT_SCALE
+            adam.step()
+        z = after.detach()
+        null_text.append(null.detach())
+        losses.append(tuple(of_step))
+        bar.set_postfix(loss=f"{of_step[-1]:.1e}")
+    return torch.cat(null_text), tuple(losses)
+
+
+def check_optimiser(guidance: float, inner_steps: int, lr: float) -> None:
+    if guidance == 1:
+        raise PromptError("guidance is 1, where the null text has no say: use method 'ddim', or the guidance you will edit with")
+    if type(inner_steps) is not int or inner_steps < 1:
+        raise PromptError(f"inner_steps is {inner_steps!r}: give a whole number from 1 up")
+    if isinstance(lr, bool) or not isinstance(lr, (int, float)) or not 0 < lr < math.inf:
+        raise PromptError(f"lr is {lr!r}: give a number above 0, usually 0.01")

@@ -1,0 +1,85 @@
+"""The command line as people type it: pictures where they should be, one line for what is wrong, nothing half written."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from minip2p.__main__ import main
+
+ROOT = Path(__file__).resolve().parent.parent
+FEW = ["--steps", "3", "--device", "cpu"]
+
+
+def test_generate_in_a_process_of_its_own(tmp_path):
+    output = tmp_path / "cat.png"
+    command = [sys.executable, "-m", "minip2p", "generate", "a cat", "--seed", "3", "-o", str(output), *FEW]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert Image.open(output).size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    "words, kind",
+    [
+        (["a dog on the grass"], "swap"),
+        (["a cat on the grass at night"], "add"),
+        (["a cat on the grass at night", "--swap"], None),  # nothing is swapped there
+        (["a dog on the grass", "--add"], "add"),
+        (["a dog on the grass", "a cat on the sand"], "swap"),
+        (["a dog on the grass", "--reweight", "grass=-1", "--reweight", "dog=2"], "swap, grass x -1, dog x 2"),
+        (["a dog on the grass", "--blend", "cat,dog"], "swap"),
+    ],
+)
+def test_edit_says_which_edit_it_is(tmp_path, capsys, words, kind):
+    output = tmp_path / "edit.png"
+    code = main(["edit", "a cat on the grass", *words, "-o", str(output), *FEW])
+    said = capsys.readouterr()
+    if kind is None:
+        assert code == 2 and said.err.count("\n") == 1 and not output.exists()
+        return
+    targets = sum(not word.startswith("-") and "=" not in word and "," not in word for word in words)
+    assert code == 0 and f"edit: {kind}\n" in said.out
+    assert Image.open(output).size == (64 * (1 + targets), 64)
+
+
+def test_attend_draws_a_figure(tmp_path):
+    assert main(["attend", "a cat on the grass", "-o", str(tmp_path / "maps.png"), *FEW]) == 0
+    assert Image.open(tmp_path / "maps.png").size[0] > 600
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        (["generate", "a cat", "-o", "{}/cat.txt"], "cat.txt"),
+        (["generate", "a cat", "-o", "{}/nowhere/cat.png"], "nowhere"),
+        (["generate", "a cat", "-o", "{}"], "must end in"),
+        (["generate", "cat " * 90, "-o", "{}/cat.png"], "90 tokens"),
+        (["generate", "a cat", "-o", "{}/cat.png", "--steps", "0"], "steps is 0"),
+        (["generate", "a cat", "-o", "{}/cat.png", "--steps", "many"], "many"),
+        (["generate", "a cat", "-o", "{}/cat.png", "--seed", "-1"], "seed is -1"),
+        (["generate", "a cat", "-o", "{}/cat.png", "--weights", "{}/none"], "does not exist"),
+        (["generate", "a cat", "-o", "{}/cat.png", "--device", "tpu9"], "tpu9"),
+        (["generate", "a cat", "-o", "{}/cat.png", "--dtype", "int8"], "int8"),
+        (["edit", "a cat", "a dog", "-o", "{}/e.png", "--reweight", "dog"], "WORD=NUMBER"),
+        (["edit", "a cat", "a dog", "-o", "{}/e.png", "--reweight", "cow=2"], "'cow'"),
+        (["edit", "a cat", "a dog", "-o", "{}/e.png", "--blend", "cow"], "'cow'"),
+        (["edit", "a cat", "a dog", "-o", "{}/e.png", "--cross-replace-steps", "1.5"], "1.5"),
+        (["edit", "a cat", "a dog", "-o", "{}/e.png", "--swap", "--add"], "not allowed"),
+        (["draw", "a cat"], "draw"),
+        ([], "COMMAND"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(tmp_path, capsys, arguments, named):
+    arguments = [argument.format(tmp_path) for argument in arguments]
+    if "--steps" not in arguments:
+        arguments += FEW[:2] if arguments else []
+    try:
+        code = main(arguments)
+    except SystemExit as stopped:  # argparse's own way out
+        code = stopped.code
+    error = capsys.readouterr().err
+    assert code == 2 and named in error and error.count("\n") == 1, error
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,407 @@
+"""Inversion: against a plain restatement on diffusers' UNet, and what must hold of each method, each edit and each file."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from minip2p import Add, Inversion, LocalBlend, PromptError, Reweight, StableDiffusion, Swap, images, invert
+from minip2p.__main__ import main
+
+PROMPT, DOG, NIGHT = "a red cat on the grass", "a red dog on the grass", "a red cat on the grass at night"
+STEPS, SIZE, QUIET = 4, 32, {"progress": False}
+METHODS = ("ddim", "null-text", "negative-prompt", "direct")
+RATE = 0.1  # of null-text in these tests: on random weights ten updates of 0.01 are only a beginning
+
+
+def photograph() -> Image.Image:
+    """Smooth, with an edge, larger than the model's size and not square."""
+    y, x = np.mgrid[:48, :64] / 64
+    return Image.fromarray((np.stack([x, y, (x + y > 0.8) * 1.0], axis=-1) * 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def made(sd1, sd2) -> dict[tuple[str, str], Inversion]:
+    """The photograph inverted by (flavour, method)."""
+    models = {"sd1": sd1.ours, "sd2": sd2.ours}
+    options = {"steps": STEPS, "size": SIZE, "lr": RATE} | QUIET
+    return {
+        (flavour, method): invert(sd, photograph(), PROMPT, method, **options)
+        for flavour, sd in models.items()
+        for method in METHODS
+        if flavour == "sd1" or method in ("ddim", "null-text")
+    }
+
+
+def difference(ours: Tensor, theirs: Tensor) -> float:
+    return ((ours - theirs).norm() / theirs.norm()).item()
+
+
+def squared_error(ours: Tensor, theirs: Tensor) -> float:
+    return ((ours - theirs) ** 2).mean().item()
+
+
+# ---------------------------------------------------------------- against the published algorithms
+
+
+class Published:
+    """DDIM inversion and null-text optimisation written down from the papers, on diffusers' UNet, one latent at a time."""
+
+    def __init__(self, pipeline, steps: int):
+        self.pipeline, self.steps = pipeline, steps
+        self.v_prediction = pipeline.scheduler.config.prediction_type == "v_prediction"
+        betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+        self.abar = torch.cumprod(1 - betas, 0)
+        self.jump = 1000 // steps
+
+    def text(self, prompt: str) -> Tensor:
+        ids = self.pipeline.tokenizer(prompt, padding="max_length", max_length=77, return_tensors="pt").input_ids
+        return self.pipeline.text_encoder(ids)[0].detach()
+
+    def eps(self, z: Tensor, t: int, text: Tensor) -> Tensor:
+        output = self.pipeline.unet(z, t, text).sample
+        return self.abar[t].sqrt().float() * output + (1 - self.abar[t]).sqrt().float() * z if self.v_prediction else output
+
+    def level(self, t: int) -> float:
+        return self.abar[max(t, 0)].item()
+
+    def move(self, z: Tensor, eps: Tensor, now: int, then: int) -> Tensor:
+        a, b = self.level(now), self.level(then)
+        return b**0.5 * (z - (1 - a) ** 0.5 * eps) / a**0.5 + (1 - b) ** 0.5 * eps
+
+    @torch.no_grad()
+    def invert(self, z: Tensor, prompt: str) -> list[Tensor]:
+        path = [z]
+        for k in range(self.steps):
+            t = 1 + k * self.jump
+            path.append(self.move(path[-1], self.eps(path[-1], t, self.text(prompt)), t - self.jump, t))
+        return path
+
+    def null_text(
+        self, path: list[Tensor], prompt: str, w: float, rate: float, inner: int = 10
+    ) -> tuple[list[Tensor], list[list[float]]]:
+        z, empty, found, losses = path[-1], self.text(""), [], []
+        for i in range(self.steps):
+            t = 1 + (self.steps - 1 - i) * self.jump
+            of_fifty = i * 50 / self.steps
+            empty = empty.clone().requires_grad_(True)
+            optimizer = torch.optim.Adam([empty], lr=rate * (1 - of_fifty / 100))
+            losses.append([])
+            with torch.no_grad():
+                conditional = self.eps(z, t, self.text(prompt))
+            for _ in range(inner):
+                unconditional = self.eps(z, t, empty)
+                ahead = self.move(z, unconditional + w * (conditional - unconditional), t, t - self.jump)
+                loss = torch.nn.functional.mse_loss(ahead, path[-2 - i])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses[-1].append(loss.item())
+                if loss.item() < 1e-5 + of_fifty * 2e-5:
+                    break
+            empty = empty.detach()
+            found.append(empty)
+            with torch.no_grad():
+                unconditional = self.eps(z, t, empty)
+                z = self.move(z, unconditional + w * (conditional - unconditional), t, t - self.jump)
+        return found, losses
+
+
+def test_the_path_to_noise_is_the_published_one(pair, made, request):
+    flavour = request.node.callspec.params["pair"]
+    pivot = made[flavour, "ddim"].latents
+    assert pivot.shape == (STEPS + 1, 4, 8, 8) and pivot.dtype == torch.float32
+    fitted = images.open_image(photograph(), (SIZE, SIZE))
+    assert torch.equal(pivot[:1], pair.ours.encode_image(fitted))
+    for ours, theirs in zip(pivot, Published(pair.reference, STEPS).invert(pivot[:1], PROMPT)):
+        assert difference(ours, theirs[0]) < 1e-4
+
+
+@pytest.mark.parametrize("guidance, rate", [(7.5, 0.01), (1.02, 0.1)])
+def test_null_text_is_the_published_optimisation(pair, guidance, rate):
+    inversion = invert(pair.ours, photograph(), PROMPT, steps=3, guidance=guidance, lr=rate, size=SIZE, **QUIET)
+    path = list(inversion.latents.split(1))
+    found, losses = Published(pair.reference, 3).null_text(path, PROMPT, guidance, rate)
+    assert [len(of_step) for of_step in inversion.losses] == [len(of_step) + 1 for of_step in losses]
+    assert (len(losses[-1]) < 10) == (guidance < 2), "one case stops early, one does not"
+    for ours, theirs in zip(inversion.losses, losses):
+        assert ours[:-1] == pytest.approx(theirs, rel=1e-3)
+    start = Published(pair.reference, 3).text("")
+    assert difference(inversion.null_text - start, torch.cat(found) - start) < 0.02
+
+
+# ---------------------------------------------------------------- what must hold of each method
+
+
+def test_back_with_the_recorded_noise_is_exact(pair, monkeypatch):
+    recorded, asked = [], StableDiffusion.guided_noise
+    monkeypatch.setattr(StableDiffusion, "guided_noise", lambda *given: recorded.append(asked(*given)) or recorded[-1])
+    pivot = invert(pair.ours, photograph(), PROMPT, "ddim", steps=10, size=SIZE, **QUIET).latents
+    monkeypatch.setattr(StableDiffusion, "guided_noise", lambda *given: recorded.pop())
+    result = pair.ours.generate(PROMPT, steps=10, guidance=1, latents=pivot[-1:], **QUIET)
+    assert not recorded
+    assert difference(result.latents, pivot[:1]) < 1e-5
+
+
+@pytest.mark.parametrize("flavour", ["sd1", "sd2"])
+def test_null_text_lowers_the_loss_at_every_step(made, flavour):
+    for of_step in made[flavour, "null-text"].losses:
+        assert of_step[-1] < of_step[0] and len(of_step) <= 11
+
+
+def test_null_text_rebuilds_what_ddim_loses(pair, made, request):
+    flavour = request.node.callspec.params["pair"]
+    errors = {}
+    for method in ("ddim", "null-text"):
+        inversion = made[flavour, method]
+        result = pair.ours.generate(PROMPT, inversion=inversion, **QUIET)
+        assert torch.equal(result.start, inversion.latents[-1:])
+        errors[method] = squared_error(result.latents, inversion.latents[:1])
+    assert errors["null-text"] < errors["ddim"] / 5, errors
+    assert errors["null-text"] == pytest.approx(made[flavour, "null-text"].losses[-1][-1], rel=1e-2), "as the fit left it"
+
+
+def test_only_the_embedding_gets_a_gradient(sd1, made):
+    for network in (sd1.ours.unet, sd1.ours.text_encoder, sd1.ours.vae):
+        for weight in network.parameters():
+            assert weight.grad is None and not weight.requires_grad
+    inversion = made["sd1", "null-text"]
+    assert not inversion.null_text.requires_grad and not inversion.latents.requires_grad
+    assert inversion.null_text.shape == (STEPS, 77, 48) and inversion.null_text.dtype == torch.float32
+
+
+def test_negative_prompt_says_the_source_prompt_twice(sd1, made):
+    inversion = made["sd1", "negative-prompt"]
+    result = sd1.ours.generate([PROMPT, DOG], inversion=inversion, **QUIET)
+    by_hand = sd1.ours.generate([PROMPT, DOG], negative=PROMPT, latents=inversion.latents[-1:], steps=STEPS, **QUIET)
+    assert torch.equal(result.latents, by_hand.latents)
+    at_one = sd1.ours.generate(PROMPT, guidance=1, latents=inversion.latents[-1:], steps=STEPS, **QUIET)
+    assert difference(result.latents[:1], at_one.latents) < 1e-4, "guidance cancels for the source"
+
+
+def test_direct_keeps_the_source_on_its_path_and_leaves_the_targets_alone(sd1, made, monkeypatch):
+    seen, asked = [], StableDiffusion.guided_noise
+    monkeypatch.setattr(StableDiffusion, "guided_noise", lambda sd, z, *rest: seen.append(z) or asked(sd, z, *rest))
+    direct = sd1.ours.generate([PROMPT, DOG], inversion=made["sd1", "direct"], **QUIET).latents
+    pivot = made["sd1", "direct"].latents
+    assert torch.equal(torch.stack([z[0] for z in seen]), pivot.flip(0)[:-1])
+    assert torch.equal(direct[0], pivot[0])
+    plain = sd1.ours.generate([PROMPT, DOG], inversion=made["sd1", "ddim"], **QUIET).latents
+    assert difference(direct[1], plain[1]) < 1e-5
+    assert difference(plain[0], pivot[0]) > 0.1
+
+
+def test_evaluations_count_every_question_to_the_unet(sd1, made, monkeypatch):
+    rows = []
+    sd1.ours.unet.register_forward_pre_hook(lambda unet, given: rows.append(len(given[0])), always_call=True)
+    for method, steps in (("ddim", 3), ("null-text", 3)):
+        rows.clear()
+        inversion = invert(sd1.ours, photograph(), PROMPT, method, steps=steps, size=SIZE, inner_steps=2, **QUIET)
+        assert inversion.evaluations == sum(rows) == {"ddim": 3, "null-text": 3 + 3 * (1 + 2 + 1)}[method]
+    sd1.ours.unet._forward_pre_hooks.clear()
+
+
+# ---------------------------------------------------------------- edits on a photograph
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_several_targets_and_a_blend_leave_the_source_as_it_is_alone(sd1, made, method):
+    inversion, tokenizer = made["sd1", method], sd1.ours.tokenizer
+    prompts = [PROMPT, DOG, NIGHT, PROMPT]
+    blend = LocalBlend(tokenizer, prompts, ["cat", "dog", "night"], start=0.0)
+    edit = Reweight(tokenizer, prompts, {"red": 4.0}, base=Add(tokenizer, prompts, 0.8, 0.4, blend))
+    result = sd1.ours.generate(prompts, inversion=inversion, edit=edit, **QUIET)
+    alone = sd1.ours.generate(PROMPT, inversion=inversion, **QUIET)
+    assert difference(result.latents[:1], alone.latents) < 1e-4
+    outside = (result.masks[-1] == 0).expand(-1, 4, -1, -1)
+    source = result.latents[:1].expand(3, -1, -1, -1)
+    assert torch.equal(result.latents[1:][outside], source[outside])
+    for target in result.latents[1:3]:
+        assert difference(target, result.latents[0]) > 1e-4
+    if method == "direct":
+        assert torch.equal(result.latents[0], inversion.latents[0])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_identity_edit_is_the_photograph_again(sd1, made, method):
+    prompts = [PROMPT, PROMPT]
+    result = sd1.ours.generate(prompts, inversion=made["sd1", method], edit=Swap(sd1.ours.tokenizer, prompts, 1.0, 1.0), **QUIET)
+    alone = sd1.ours.generate(PROMPT, inversion=made["sd1", "ddim" if method == "direct" else method], **QUIET)
+    assert difference(result.latents[1:], alone.latents) < 1e-4 or method == "direct"
+    if method != "direct":
+        assert difference(result.latents[1], result.latents[0]) < 1e-4
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_still_descends(sd1, made, dtype):
+    half = StableDiffusion.load(sd1.folder, device="cpu", dtype=dtype)
+    inversion = invert(half, photograph(), PROMPT, steps=STEPS, size=SIZE, lr=RATE, **QUIET)
+    full = made["sd1", "null-text"]
+    assert inversion.latents.dtype == inversion.null_text.dtype == torch.float32
+    assert all(of_step[-1] < of_step[0] for of_step in inversion.losses)
+    start = sd1.ours.encode_text("")
+    moves = [(of.null_text[0] - start).flatten() for of in (inversion, full)]
+    assert torch.cosine_similarity(*moves, dim=0) > 0.9, "its gradients are those of float32, none of them lost to zero"
+    assert half.generate([PROMPT, DOG], inversion=full, **QUIET).latents.isfinite().all(), "float32's inversion will do"
+    assert sd1.ours.generate(PROMPT, inversion=inversion, **QUIET).latents.isfinite().all(), "and the other way round"
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        ({"prompts": [DOG, PROMPT]}, "source prompt is 'a red dog on the grass'"),
+        ({"steps": STEPS + 1}, "number of steps is 5"),
+        ({"guidance": 3.0}, "guidance is 3.0"),
+        ({"negative": "snow"}, "negative is 'snow'"),
+        ({"latents": torch.zeros(1, 4, 8, 8)}, "latents and an inversion"),
+        ({"size": 64}, "size is 64"),
+        ({"inversion": "photo.safetensors"}, "Inversion.load"),
+    ],
+)
+def test_a_run_that_does_not_fit_is_refused(sd1, made, options, named):
+    with pytest.raises(PromptError, match=named) as error:
+        sd1.ours.generate(**({"prompts": PROMPT, "inversion": made["sd1", "null-text"]} | options | QUIET))
+    assert "\n" not in str(error.value)
+
+
+def test_what_the_inversion_says_itself_may_be_said_again(sd1, made):
+    inversion = made["sd1", "ddim"]
+    said = sd1.ours.generate(PROMPT, inversion=inversion, steps=STEPS, guidance=7.5, size=SIZE, seed=5, negative="", **QUIET)
+    assert torch.equal(said.latents, sd1.ours.generate(PROMPT, inversion=inversion, **QUIET).latents)
+    negative = sd1.ours.generate(PROMPT, inversion=inversion, negative="the snow", **QUIET)
+    assert difference(negative.latents, said.latents) > 1e-3, "ddim and direct leave its place to the caller"
+
+
+def test_other_weights_are_refused(sd1, sd2, made, deep):
+    inversion = made["sd1", "ddim"]
+    for other in (sd2.ours, deep.ours):
+        with pytest.raises(PromptError, match="other weights"):
+            other.generate(PROMPT, inversion=inversion, **QUIET)
+    trained_on = StableDiffusion.load(sd1.folder, device="cpu")
+    for name in ("unet", "text_encoder"):
+        weight = next(w for w in getattr(trained_on, name).parameters() if w.ndim > 1)
+        kept = weight.clone()
+        weight.view(-1)[7] += 0.001 * weight.norm()
+        with pytest.raises(PromptError, match="other weights"):
+            trained_on.generate(PROMPT, inversion=inversion, **QUIET)
+        weight.copy_(kept)
+    trained_on.generate(PROMPT, inversion=inversion, **QUIET)
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        ({"method": "null text"}, "use one of ddim, null-text"),
+        ({"steps": 0}, "steps is 0"),
+        ({"guidance": 1}, "the null text has no say"),
+        ({"guidance": float("nan")}, "guidance is nan"),
+        ({"inner_steps": 0}, "inner_steps is 0"),
+        ({"lr": -0.01}, "lr is -0.01"),
+        ({"size": 33}, "33 x 33"),
+        ({"crop": (0, 0, 65, 10)}, "64 wide and 48 high"),
+        ({"image": "nowhere.png"}, "nowhere.png"),
+        ({"prompt": "cat " * 90}, "90 tokens"),
+        ({"prompt": None}, "no prompt"),
+    ],
+)
+def test_what_cannot_be_inverted_is_refused(sd1, options, named):
+    with pytest.raises(PromptError, match=named):
+        invert(**({"sd": sd1.ours, "image": photograph(), "prompt": PROMPT} | options | QUIET))
+
+
+# ---------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize("method", ["null-text", "direct"])
+def test_a_saved_inversion_comes_back_whole(sd1, made, tmp_path, method):
+    inversion = dataclasses.replace(made["sd1", method], crop=(0, 1, 2, 3))
+    inversion.save(tmp_path / "photo.safetensors")
+    loaded = Inversion.load(str(tmp_path / "photo.safetensors"))
+    for field in dataclasses.fields(Inversion):
+        ours, theirs = getattr(loaded, field.name), getattr(inversion, field.name)
+        assert torch.equal(ours, theirs) if isinstance(theirs, Tensor) else ours == theirs and type(ours) is type(theirs), (
+            field.name
+        )
+    results = [sd1.ours.generate([PROMPT, DOG], inversion=one, **QUIET).latents for one in (loaded, inversion)]
+    assert torch.equal(*results)
+    assert [file.name for file in tmp_path.iterdir()] == ["photo.safetensors"]
+
+
+def test_the_fingerprint_of_the_picture_tells_pictures_apart(sd1, made):
+    options = {"method": "ddim", "steps": 1, "size": SIZE} | QUIET
+    same = invert(sd1.ours, photograph(), PROMPT, **options)
+    other = invert(sd1.ours, photograph(), PROMPT, crop=(0, 0, 47, 47), **options)
+    assert same.image == made["sd1", "null-text"].image != other.image
+    assert other.crop == (0, 0, 47, 47)
+
+
+def test_an_interrupted_save_leaves_the_old_file(made, tmp_path, monkeypatch):
+    file = tmp_path / "photo.safetensors"
+    made["sd1", "ddim"].save(file)
+    before = file.read_bytes()
+
+    def cut_short(tensors, path, metadata):
+        path.write_bytes(before[:100])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("minip2p.inversion.save_file", cut_short)
+    with pytest.raises(PromptError, match="No space left"):
+        made["sd1", "null-text"].save(file)
+    assert file.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", ["photo.png", "nowhere/photo.safetensors"])
+def test_a_place_that_cannot_be_written_is_refused(made, tmp_path, name):
+    with pytest.raises(PromptError, match="cannot write"):
+        made["sd1", "ddim"].save(tmp_path / name)
+
+
+def test_files_that_are_no_inversions_are_refused(made, sd1, tmp_path):
+    whole = tmp_path / "whole.safetensors"
+    made["sd1", "null-text"].save(whole)
+    (tmp_path / "cut.safetensors").write_bytes(whole.read_bytes()[:-100])
+    (tmp_path / "empty.safetensors").write_bytes(b"")
+    (tmp_path / "text.safetensors").write_text("a cat")
+    (tmp_path / "folder.safetensors").mkdir()
+    one = {"latents": torch.zeros(3, 4, 8, 8)}
+    save_file(one, tmp_path / "other.safetensors")
+    save_file(one, tmp_path / "list.safetensors", {"inversion": "[]"})
+    save_file(one, tmp_path / "half.safetensors", {"inversion": json.dumps({"prompt": PROMPT, "crop": None, "losses": None})})
+    names = ["cut", "empty", "text", "folder", "other", "list", "half", "missing"]
+    for file in [*(tmp_path / f"{name}.safetensors" for name in names), sd1.folder / "unet/diffusion_pytorch_model.safetensors"]:
+        with pytest.raises(PromptError, match=file.name) as error:
+            Inversion.load(file)
+        assert "\n" not in str(error.value) and "minip2p invert" in str(error.value)
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def test_the_command_line_inverts_and_edits(sd1, tmp_path, capsys):
+    photograph().save(tmp_path / "photo.png")
+    file, edited = tmp_path / "photo.inversion.safetensors", tmp_path / "edit.png"
+    common = ["--weights", str(sd1.folder), "--device", "cpu"]
+    options = ["--method", "direct", "--crop", "0", "0", "48", "48", "--steps", "2", "--guidance", "3"]
+    assert main(["invert", str(tmp_path / "photo.png"), PROMPT, "-o", str(file), *options, *common]) == 0
+    inversion = Inversion.load(file)
+    assert (inversion.steps, inversion.guidance, inversion.method, inversion.crop) == (2, 3.0, "direct", (0, 0, 48, 48))
+    assert main(["edit", PROMPT, DOG, "--inversion", str(file), "-o", str(edited), *common]) == 0
+    source = images.open_image(photograph(), (64, 64), crop=(0, 0, 48, 48))
+    rebuilt = sd1.ours.decode_latents(sd1.ours.encode_image(source))[0]
+    assert np.array_equal(np.asarray(Image.open(edited))[:, :64], np.asarray(rebuilt))
+    capsys.readouterr()
+    for prompt, more in ((DOG, []), (PROMPT, ["--steps", "3"]), (PROMPT, ["--guidance", "7.5"])):
+        refused = tmp_path / "refused.png"
+        assert main(["edit", prompt, NIGHT, "--inversion", str(file), "-o", str(refused), *more, *common]) == 2
+        assert "invert again" in capsys.readouterr().err and not refused.exists()
+    assert main(["invert", str(file), PROMPT, "-o", str(tmp_path / "no.safetensors"), *common]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "cannot be read as a picture" in said and not (tmp_path / "no.safetensors").exists()
