@@ -458,7 +458,7 @@ SINGLE_FILES = {  # what is done to a good single file's tensors -> what the mes
     "inpainting": (plus(f"{X}input_blocks.0.0.weight", 32, 9, 3, 3), r"9 channels \(an inpainting model\).*: use the plain"),
     "SDXL": (plus("conditioner.embedders.0.transformer.x", 1), r"is Stable Diffusion XL: .*use one of those"),
     "SD2": (plus("cond_stage_model.model.ln_final.bias", 1), r"single file of Stable Diffusion 2.x: use the folder"),
-    "LoRA": (lambda s: {"lora_unet_down_blocks_0_attentions_0.lora_down.weight": torch.zeros(4)}, r"is a LoRA, .*: merge it"),
+    "LoRA": (lambda s: {"lora_unet_down_blocks_0_attentions_0.hada_w1_a": torch.zeros(4)}, r"is a LoRA, .*: merge it"),
     "LoRA of diffusers": (lambda s: {"unet.down_blocks.0.attn1.to_q.lora_A.weight": torch.zeros(4)}, r"is a LoRA"),
     "LoRA of 2023": (lambda s: {"unet.down_blocks.0.attn1.to_q.lora.down.weight": torch.zeros(4)}, r"is a LoRA"),
     "no UNet": (without(X), rf"has no tensors named {X}\*: it is not a whole Stable Diffusion 1.x checkpoint, use"),
@@ -513,7 +513,7 @@ READERS = {  # and which of their settings are read
     "scheduler": (configs.read_schedule, "beta_start beta_end beta_schedule steps_offset set_alpha_to_one prediction_type"),
 }
 NONSENSE = [
-    None, "x", "", "1\n2", 0, -1, 3, 1.5, True, float("nan"), float("inf"), [], [0], ["x"], [32, "x"], [-32, -64, -64],
+    None, "x", "", "1\n2", 0, -1, 3, 7, 1.5, True, float("nan"), float("inf"), [], [0], ["x"], [32, "x"], [-32, -64, -64],
     {}, {"x": 1},
 ]  # fmt: skip
 
