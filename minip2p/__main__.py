@@ -20,11 +20,11 @@ TOY = Path(__file__).resolve().parent.parent / "weights" / "toy"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 FIGURES = (".png", ".pdf", ".svg")
 EXAMPLES = """examples:
-  python -m minip2p generate "a red cat on the grass" --seed 3 -o cat.png
-  python -m minip2p edit "a cat on the grass" "a dog on the grass" -o edit.png
-  python -m minip2p edit "a cat on the grass" "a cat on the grass at night" --reweight night=2 -o night.png
-  python -m minip2p edit "a cat on the grass" "a dog on the grass" -o edit.png --explain story.png
-  python -m minip2p attend "a cat on the grass" -o maps.png
+  python -m minip2p generate "a red cat on a road" --seed 3 -o cat.png
+  python -m minip2p edit "a red house on a road" "a red castle on a road" -o edit.png
+  python -m minip2p edit "a red house on a road" "a red house on a road at night" --reweight night=2 -o night.png
+  python -m minip2p edit "a red house on a road" "a red castle on a road" -o edit.png --explain story.png
+  python -m minip2p attend "a red house on a road" -o maps.png
   python -m minip2p invert photo.png "a cat on the grass" -o photo.inversion.safetensors
   python -m minip2p edit --inversion photo.inversion.safetensors "a cat on the grass" "a dog on the grass" -o edit.png
 """

@@ -143,7 +143,7 @@ def test_edits_equal_the_published_formulas(models, case):
         assert difference(ours, reference) <= 1e-4
     if case.blend:
         assert torch.equal(result.masks[:, :, 0], torch.stack(masks))
-        assert 0.05 < result.masks.mean() < 0.99, "a mask of everything or nothing tests little"
+        assert 0 < result.masks.mean() < 1, "a mask of everything or nothing tests little"
 
 
 # ---------------------------------------------------------------- what must hold of every edit
