@@ -113,7 +113,9 @@ def matrix(pairs: list[tuple[list[int], list[int]]], source_end: int, target_end
 def check_prompts(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> list[str]:
     """The prompts of an edit, the source first; PromptError unless they are two or more that fit into the context."""
     if isinstance(prompts, str) or not isinstance(prompts, Sequence) or len(prompts) < 2:
-        raise PromptError(f"the prompts of an edit are {prompts!r}: give a list of them, the source first and at least one target")
+        raise PromptError(
+            f"the prompts of an edit are {prompts!r}: give a list of them, the source first and at least one target"
+        )
     return [tokenizer.check(prompt) for prompt in prompts]
 
 

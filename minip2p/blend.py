@@ -30,7 +30,9 @@ class Blend:
     drawn: Tensor | None  # (1, 1, height, width), 1 where the picture may change
 
     def to(self, device: torch.device) -> "Blend":
-        moved = {name: getattr(self, name).to(device) for name in ("inside", "outside", "drawn") if getattr(self, name) is not None}
+        moved = {
+            name: getattr(self, name).to(device) for name in ("inside", "outside", "drawn") if getattr(self, name) is not None
+        }
         return replace(self, **moved)
 
     def active(self, step: int, steps: int) -> bool:
@@ -105,7 +107,9 @@ def token_table(tokenizer: CLIPTokenizer, prompts: Sequence[str], words: str | S
                 table[row, positions] = 1.0
         return table
     if len(words) != len(prompts):
-        raise PromptError(f"the local blend has words for {len(words)} prompts and there are {len(prompts)}: give one list for each")
+        raise PromptError(
+            f"the local blend has words for {len(words)} prompts and there are {len(prompts)}: give one list for each"
+        )
     for row, (prompt, own) in enumerate(zip(prompts, words)):
         for word in [own] if isinstance(own, str) else own:
             table[row, tokenizer.positions(prompt, word)] = 1.0

@@ -10,6 +10,7 @@ normalised again afterwards: a re-weighted word really contributes more or less.
 maps are the source's own within a window of their own.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -117,7 +118,7 @@ def Reweight(
         raise PromptError(f"the base edit is of {list(edit.prompts)}, not of {list(prompts)}: give both the same prompts")
     table = edit.weights.clone()
     for word, number in weights.items():
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or number != number or abs(number) == float("inf"):
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
             raise PromptError(f"the weight of {word!r} is {number!r}: give a finite number")
         for row, positions in align.places(tokenizer, edit.prompts[1:], word):
             table[row, positions] = float(number)

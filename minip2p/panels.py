@@ -54,8 +54,8 @@ def new_figure(width: float, height: float, caption: str, head: str = "") -> Fig
     """An empty figure with room for `height` inches of content between its head and its caption."""
     head, caption = fit(head, width - 0.3), fit(caption, width - 0.2)
     text = LINE * (lines(head) + lines(caption))
-    figure = Figure(figsize=(width, height + 0.15 + text), dpi=DPI, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.05, wspace=0.01, hspace=0.01)
+    figure = Figure(figsize=(width, height + 0.3 + text), dpi=DPI, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.1, wspace=0.01, hspace=0.01)
     figure.supxlabel(caption, fontsize=FONT, color=INK, parse_math=False)
     if head:
         figure.suptitle(head, fontsize=FONT, color=INK, x=0.02, ha="left", parse_math=False)
@@ -128,7 +128,7 @@ def grid_size(grid: Grid, names: Sequence[str] = ()) -> tuple[float, float]:
     aspect = max(cell.aspect for row in grid for cell in row if cell)
     titles = [max((lines(fit(cell.title, panel)) for cell in row if cell), default=0) for row in grid]
     width = columns * (panel + 0.06) + beside(grid, names)
-    return max(width, 3.2), len(grid) * (panel * aspect + 0.16) + LINE * sum(titles)
+    return max(width, 3.2), len(grid) * (panel * aspect + 0.22) + LINE * sum(titles)
 
 
 def panel_width(grid: Grid, names: Sequence[str] = ()) -> float:
@@ -155,4 +155,5 @@ def lines(text: str) -> int:
 
 def some(total: int, count: int) -> list[int]:
     """At most `count` whole numbers from 0 to total - 1, evenly apart, the first and the last among them."""
-    return sorted({round(i * (total - 1) / max(1, count - 1)) for i in range(min(count, total))})
+    count = min(count, total)
+    return sorted({round(i * (total - 1) / max(1, count - 1)) for i in range(count)})

@@ -152,7 +152,9 @@ class Run:
         if blending:
             self.sum = self.sum + sum(self.layers) / len(self.layers)
             self.layers = []
-            mask = blend_mask(self.sum.unflatten(1, blending.size), blending.inside, blending.outside, z.shape[-2:], blending.threshold)
+            mask = blend_mask(
+                self.sum.unflatten(1, blending.size), blending.inside, blending.outside, z.shape[-2:], blending.threshold
+            )
             if self.step >= blending.first:
                 z = torch.stack([z[0]] + [z[0] + mask[i] * (z[i + 1] - z[0]) for i in range(len(z) - 1)])
         self.step += 1

@@ -100,7 +100,9 @@ def test_adding_any_words(tokenizer, source, target, room):
     pairs = [([i], [j]) for i, j in [(i, j) for j, i in enumerate(partners) if i >= 0] + padding]
     assert torch.equal(M, expected(tokenizer.context, *pairs)) and torch.equal(keep, M.sum(0))
     # A source token without a partner was deleted, or is padding pushed past the end.
-    assert [row for row in range(tokenizer.context) if not M[row].any()] == sorted(set(range(tokenizer.context)) - {i for (i,), _ in pairs})
+    assert [row for row in range(tokenizer.context) if not M[row].any()] == sorted(
+        set(range(tokenizer.context)) - {i for (i,), _ in pairs}
+    )
 
 
 @quick

@@ -66,7 +66,8 @@ def test_the_mask_equals_its_restatement(sd, reference_tokenizer, words, exclude
     ours = blend.mask(blend.read(first) + blend.read(second), latent)
     summed = sum(sum(maps.values()) / len(maps) for maps in (first, second)).unflatten(1, size)
     inside, outside = (
-        torch.stack([marks(reference_tokenizer, prompt, *wanted) for prompt, wanted in zip(PROMPTS, table)]) for table in (words, exclude)
+        torch.stack([marks(reference_tokenizer, prompt, *wanted) for prompt, wanted in zip(PROMPTS, table)])
+        for table in (words, exclude)
     )
     assert torch.equal(ours[:, 0], blend_mask(summed, inside, outside, latent, threshold=0.55))
     assert 0 < ours.mean() < 1
@@ -149,7 +150,9 @@ def test_a_mask_of_one_s_own_alone_and_with_words(sd):
     assert torch.equal(result.latents[1, ..., 12:], result.latents[0, ..., 12:])
     assert not torch.equal(result.latents[1, ..., :12], result.latents[0, ..., :12])
     words, shares = ["cat", "dog"], torch.rand(2, 2, 16, 16)
-    both, alone = (LocalBlend(sd.tokenizer, PAIR, words, "grass", threshold=0.8, mask=mask).mask(shares, (16, 16)) for mask in (LEFT, None))
+    both, alone = (
+        LocalBlend(sd.tokenizer, PAIR, words, "grass", threshold=0.8, mask=mask).mask(shares, (16, 16)) for mask in (LEFT, None)
+    )
     assert torch.equal(both[..., :8], alone[..., :8]) and not both[..., 8:].any() and alone[..., 8:].any()
 
 

@@ -44,7 +44,9 @@ def models(tmp_path_factory) -> dict[str, Model]:
     """Attention loud enough that every edit shows (see sharp_pipeline)."""
     folders = {flavour: tmp_path_factory.mktemp(flavour) for flavour in ("sd1", "sd2")}
     references = {flavour: restatement.sharp_pipeline(folder, flavour) for flavour, folder in folders.items()}
-    return {flavour: Model(references[flavour], minip2p.StableDiffusion.load(folders[flavour], device="cpu")) for flavour in folders}
+    return {
+        flavour: Model(references[flavour], minip2p.StableDiffusion.load(folders[flavour], device="cpu")) for flavour in folders
+    }
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +85,13 @@ CASES = {
     "swap": Case([SOURCE, SWAPPED], "swap"),
     "swap, v-prediction": Case([SOURCE, SWAPPED], "swap", flavour="sd2"),
     "swap, not square": Case([SOURCE, SWAPPED], "swap", own=1.0, size=(16, 24)),
-    "swap, windows a word": Case([SOURCE, SWAPPED], "swap", cross={"default_": 0.9, "dog": (0.2, 0.5), "grass": 0.35}, own=(0.2, 0.7)),
+    "swap, windows a word": Case(
+        [SOURCE, SWAPPED], "swap", cross={"default_": 0.9, "dog": (0.2, 0.5), "grass": 0.35}, own=(0.2, 0.7)
+    ),
     "swap, windows a word, no default": Case([SOURCE, SWAPPED], "swap", cross={"dog": (0.5, 1)}),
-    "swap, one to two tokens and two to one": Case(["a red river on the grass", "a red cat on the grass", "a bicycle river on the grass"], "swap"),
+    "swap, one to two tokens and two to one": Case(
+        ["a red river on the grass", "a red cat on the grass", "a bicycle river on the grass"], "swap"
+    ),
     "add, same count": Case(["a red cat on the grass", "a cat on the red grass"], "add"),
     "add": Case(["a cat on the grass", "a cat on the grass at night"], "add", cross=0.5, own=0.2),
     "add in front, and drop": Case(["a cat on the grass", "a child's drawing of a cat on the grass", "a cat"], "add"),
@@ -93,7 +99,9 @@ CASES = {
     "weights on a swap": Case([SOURCE, SWAPPED], "swap", weights={"dog": 3.0}, cross=(0.1, 0.8)),
     "several targets": Case([SOURCE, SWAPPED, "a blue cat on the grass"], "swap", weights={"blue": 2.0}),
     "blend": Case([SOURCE, SWAPPED], "swap", blend={"words": ["cat", "dog"], "threshold": 0.7}),
-    "blend, several, not square": Case([*PROMPTS], "add", blend={"words": ["red", "night"], "exclude": ["grass"], "threshold": 0.6}, size=(16, 24)),
+    "blend, several, not square": Case(
+        [*PROMPTS], "add", blend={"words": ["red", "night"], "exclude": ["grass"], "threshold": 0.6}, size=(16, 24)
+    ),
 }
 
 
@@ -118,11 +126,14 @@ def recipe(case: Case, tokenizer) -> Recipe:
         change = [restatement.replace_with(restatement.replacement(tokenizer, source, target)) for target in targets]
     else:
         change = [restatement.refine_with(*restatement.refinement(tokenizer, source, target)) for target in targets]
-    equalizer = [1 + sum((c - 1) * marks(tokenizer, target, word) for word, c in (case.weights or {}).items()) for target in targets]
+    equalizer = [
+        1 + sum((c - 1) * marks(tokenizer, target, word) for word, c in (case.weights or {}).items()) for target in targets
+    ]
     blending = None
     if case.blend:
         inside, outside = (
-            torch.stack([marks(tokenizer, prompt, *case.blend.get(key, [])) for prompt in case.prompts]) for key in ("words", "exclude")
+            torch.stack([marks(tokenizer, prompt, *case.blend.get(key, [])) for prompt in case.prompts])
+            for key in ("words", "exclude")
         )
         blending = Blending(inside, outside, case.size, first=int(0.2 * STEPS), threshold=case.blend["threshold"])
     first, last = case.own if isinstance(case.own, tuple) else (0, case.own)
@@ -134,7 +145,9 @@ def recipe(case: Case, tokenizer) -> Recipe:
 def test_edits_equal_the_published_formulas(models, case):
     model = models[case.flavour]
     start = torch.randn(1, 4, *case.size, generator=torch.Generator().manual_seed(1))
-    theirs, masks = restatement.generate(model.reference, case.prompts, recipe(case, model.reference.tokenizer), start, STEPS, 7.5)
+    theirs, masks = restatement.generate(
+        model.reference, case.prompts, recipe(case, model.reference.tokenizer), start, STEPS, 7.5
+    )
     blend = LocalBlend(model.tokenizer, case.prompts, **case.blend) if case.blend else None
     edit = {"swap": Swap, "add": Add}[case.kind](model.tokenizer, case.prompts, case.cross, case.own, blend)
     edit = Reweight(model.tokenizer, case.prompts, case.weights, base=edit) if case.weights else edit
@@ -250,7 +263,9 @@ def test_weight_nought_removes_exactly_that_column(model):
 
 def test_weights_stack_and_mean_every_place_of_a_word(model):
     prompts = ["a cat on a red cat", "a cat on a red cat", "a dog on a bicycle"]
-    edit = Reweight(model.tokenizer, prompts, {"a": 2.0, "red cat": -1, "cat": 3}, cross_replace_steps=(0.5, 1), self_replace_steps=(0.2, 0.3))
+    edit = Reweight(
+        model.tokenizer, prompts, {"a": 2.0, "red cat": -1, "cat": 3}, cross_replace_steps=(0.5, 1), self_replace_steps=(0.2, 0.3)
+    )
     assert edit.weights[:, :9].tolist() == [[1, 2, 3, 1, 2, -1, 3, 1, 1], [1, 2, 1, 1, 2, 1, 1, 1, 1]]
     assert edit.self_window == (0.2, 0.3) and (edit.cross_window == torch.tensor([0.5, 1.0])).all()
     again = Reweight(model.tokenizer, prompts, {"bicycle": 5}, base=edit)
@@ -277,7 +292,9 @@ def test_windows_of_single_words(model):
     for row, special in ((0, {3: bicycle, 4: bicycle, 6: grass, 7: grass}), (1, {p: bicycle for p in (2, 3, 7, 8)})):
         assert [per_step[:, row, token].tolist() for token in range(T)] == [special.get(token, default) for token in range(T)]
     everything = Add(model.tokenizer, prompts, {"bicycle": 0.5}).at(3, 4).window[:, 0, 0]
-    assert everything[0].tolist() == [float(token not in (3, 4)) for token in range(T)], "without default_ the rest is edited throughout"
+    assert everything[0].tolist() == [float(token not in (3, 4)) for token in range(T)], (
+        "without default_ the rest is edited throughout"
+    )
 
 
 def test_self_attention_is_replaced_in_small_feature_maps_only(model):
@@ -290,7 +307,10 @@ def test_self_attention_is_replaced_in_small_feature_maps_only(model):
 # ---------------------------------------------------------------- what cannot be done is said in one line
 
 PAIR, LONG = [SOURCE, SWAPPED], "cat " * 76
-WINDOW_FAULTS = [1.5, -0.1, (0.8, 0.2), (0, 0.5, 1), (), math.nan, (0, math.nan), math.inf, "0.8", None, True, [0.1], {"default_": 2}, {"dog": "x"}]
+WINDOW_FAULTS = [
+    1.5, -0.1, (0.8, 0.2), (0, 0.5, 1), (), math.nan, (0, math.nan), math.inf, "0.8", None, True, [0.1],
+    {"default_": 2}, {"dog": "x"},
+]  # fmt: skip
 ERRORS = {
     "one prompt": (lambda sd: Swap(sd.tokenizer, [SOURCE]), "at least one target"),
     "no prompts": (lambda sd: Add(sd.tokenizer, []), "at least one target"),

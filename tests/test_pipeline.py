@@ -63,7 +63,12 @@ def test_maps_of_words(sd, recorded):
     assert torch.equal(maps.word("red bicycle", prompt=1), tokens[..., 6:9].sum(-1))
     assert torch.equal(maps.word("bicycle", prompt=1, mean=True), maps.word("bicycle", 1).mean(0))
     assert not torch.allclose(maps.word("red", 0), maps.word("red", 1))
-    for word, prompt, reason in (("cat", 1, "'cat' is not in the prompt"), ("dog", 0, "a, red, cat"), ("", 0, "''"), ("cat", 2, "no prompt 2")):
+    for word, prompt, reason in (
+        ("cat", 1, "'cat' is not in the prompt"),
+        ("dog", 0, "a, red, cat"),
+        ("", 0, "''"),
+        ("cat", 2, "no prompt 2"),
+    ):
         with pytest.raises(PromptError, match=reason):
             maps.word(word, prompt)
 

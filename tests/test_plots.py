@@ -71,9 +71,12 @@ def assert_one_look(figure, bars=1):
     agg, canvas = FigureCanvasAgg(figure), figure.bbox
     agg.draw()
     renderer = agg.get_renderer()
+    ticks = {label for axis in figure.axes for label in [*axis.get_xticklabels(), *axis.get_yticklabels()]}
     for text in figure.findobj(Text):
         if text.get_text() and text.get_visible():
             box = text.get_window_extent(renderer)
+            if text in ticks and (box.x0 > canvas.width or box.y0 > canvas.height):
+                continue  # beyond the end of its axis, so never drawn
             assert box.x0 >= -1 and box.y0 >= -1 and box.x1 <= canvas.width + 1 and box.y1 <= canvas.height + 1, text.get_text()
     heads = [axis.title.get_window_extent(renderer) for axis in figure.axes if axis.get_title()]
     drawn = [axis.get_window_extent(renderer) for axis in figure.axes if axis.images]
@@ -127,7 +130,7 @@ def test_word_maps_have_every_word_its_share_and_one_scale(sd, swap):
         end = 1 + sum(len(at) for _, at in words)
         places = [*words, ("(start)", [0]), ("(end, padding)", list(range(end, 77)))]
         expected += [title, *(f"{word}\n{tokens[at].sum():.1%}" for word, at in places)]
-    assert found == expected
+    assert [title.replace(",\n", ", ") for title in found] == expected  # a long one is broken into lines
     assert len(maps_of(figure)) == len(found) - 2
     top = max(
         float(free.maps.tokens(p).mean(0)[..., at].sum(-1).max()) for p in (0, 1) for _, at in sd.tokenizer.words(free.prompts[p])
@@ -263,7 +266,7 @@ def test_explain_tells_the_whole_story(sd, swap, add):
         figure = edit_plots.explain(free, edited, edit, "caption")
         found = titles(figure)
         assert found[:3] == ["source", "no control", "edited"]
-        assert sum("token" in title for title in found) == 1 and sum("steps in which" in title for title in found) == 1
+        assert sum(title.startswith("each token") for title in found) == 1 and sum("steps in which" in title for title in found) == 1
         assert sum("not used yet" in title for title in found) == strips
         assert all(prompt in figure.get_suptitle().replace("\n", " ") for prompt in edit.prompts)
         assert_one_look(figure)

@@ -24,9 +24,11 @@ def write(captions: list[str], folder: Path) -> None:
     )
     # Every byte is a token, alone and at the end of a word, so that any text at all can be spelled.
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    # Said beforehand, in order, or ties between merges fall differently from run to run.
     trainer = trainers.BpeTrainer(
-        vocab_size=2 * len(letters) + MERGES, initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False
-    )
+        vocab_size=2 * len(letters) + MERGES, initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False,
+        special_tokens=[letter + "</w>" for letter in letters],
+    )  # fmt: skip
     tokenizer.train_from_iterator(captions, trainer)
     learned = json.loads(tokenizer.to_str())["model"]["merges"]
     merges = [tuple(pair) for pair in learned if "".join(pair).removesuffix("</w>") not in IN_PIECES]
