@@ -267,7 +267,7 @@ def test_explain_tells_the_whole_story(sd, swap, add):
         found = titles(figure)
         assert found[:3] == ["source", "no control", "edited"]
         assert sum(title.startswith("each token") for title in found) == 1 and sum("steps in which" in title for title in found) == 1
-        assert sum("not used yet" in title for title in found) == strips
+        assert any("not used yet" in title for title in found) == bool(strips)
         assert all(prompt in figure.get_suptitle().replace("\n", " ") for prompt in edit.prompts)
         assert_one_look(figure)
 
