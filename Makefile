@@ -22,8 +22,17 @@ lesson%: $(RUNTIME)
 test: $(TESTING) ## run all tests
 	$(PYTHON) -m pytest
 
+weights: $(RUNTIME) ## fetch Stable Diffusion 1.5 (2.1 GB) into weights/
+	$(PYTHON) -m weights.fetch
+
 toy: $(RUNTIME) ## train the toy Stable Diffusion anew (hours; weights/README.md)
 	$(PYTHON) -m weights.toyworld.train
+
+scorecard: $(RUNTIME) ## measure how good the toy is (20 minutes; weights/scorecard.md)
+	$(PYTHON) -m weights.toyworld.scorecard
+
+bench: $(TESTING) ## compare speed and memory with diffusers and the authors' way
+	$(PYTHON) -m tests.bench.bench
 
 clean: ## remove the virtual environment and what lessons wrote
 	rm -rf $(VENV) out
@@ -38,5 +47,5 @@ $(VENV)/tests-installed: requirements-test.txt $(VENV)/runtime-installed
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
 	@touch $@
 
-.PHONY: help test toy clean
+.PHONY: help test weights toy scorecard bench clean
 .DEFAULT_GOAL := help

@@ -1,44 +1,36 @@
-"""Train the toy Stable Diffusion from nothing: python -m weights.toyworld.train [--hours H] (or `make toy`).
+"""Train the toy Stable Diffusion from nothing: python -m weights.toyworld.train (or `make toy`).
 
-Four stages, each resumed where it was left (the state lies in `--run`, every few minutes a fresh one):
+Stages, each resumed where it was left (the state lies in `--run`, every few minutes a fresh one):
     pictures   draw the world into one array, with its captions, and learn the vocabulary
-    vae        pictures -> latents -> pictures: L1, and a little KL that keeps the latents near a unit Gaussian
+    vae        pictures -> latents -> pictures: L1 + MSE, and a little KL that keeps the latents near a unit Gaussian
     latents    encode every picture once
     unet       denoise latents, text encoder and UNet together: min-SNR weights (Hang et al. 2023), 10 % captions dropped
-and `export`, which writes the checkpoint in the folder layout of diffusers, in half precision.
+    decoder    train the VAE's decoder on, the latents staying what they are
+    export     write the checkpoint in the folder layout of diffusers, in half precision
+The recipe is the same on CPU and CUDA; a GPU affords `--size large`.
 """
 
 import argparse
 import json
-import time
-from dataclasses import asdict
 from multiprocessing import Pool
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from minip2p.clip import CLIPConfig, TextEncoder
 from minip2p.ddim import Schedule
 from minip2p.tokenizer import CLIPTokenizer
-from minip2p.unet import UNet, UNetConfig
-from minip2p.vae import VAE, VAEConfig
+from minip2p.vae import VAE
 from weights.toyworld import vocabulary, world
-
-SIDE = 64
-HELD_OUT = 1_000  # the last pictures drawn are for validation only
-VAE_CONFIG = VAEConfig((24, 48, 64), layers_per_block=1, norm_num_groups=8)
-UNET_CONFIG = UNetConfig(
-    sample_size=16, block_out_channels=(64, 128, 128), down_attention=(True, True, False), layers_per_block=1,
-    cross_attention_dim=128, heads=(2, 2, 2),
-)  # fmt: skip
-SAVE_EVERY = 120  # seconds
+from weights.toyworld.export import export
+from weights.toyworld.loop import Run
+from weights.toyworld.sizes import SIDE, SIZES, Denoiser, Size
 
 
-def clip_config(vocab_size: int) -> CLIPConfig:
-    return CLIPConfig(vocab_size, 128, 512, num_hidden_layers=2, num_attention_heads=4)
+def held_out(count: int) -> int:
+    """So many of the pictures, the last ones, are for validation only."""
+    return min(1_000, count // 5)
 
 
 # ---------------------------------------------------------------- pictures
@@ -73,57 +65,6 @@ def as_images(pictures: np.ndarray, device) -> Tensor:
     return (images / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
-# ---------------------------------------------------------------- a training loop for both networks
-
-
-class Run:
-    """One network's training: AdamW, a short warm-up, a linear cool-down at the end, averaged weights, a state file."""
-
-    def __init__(self, path: Path, model: nn.Module, lr: float, steps: int, average: float = 0.999, cooldown: float = 0.35):
-        self.path, self.model, self.lr, self.steps = path, model, lr, steps
-        self.average, self.cooldown = average, cooldown
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-        self.ema = {k: v.clone() for k, v in model.state_dict().items()}
-        self.step, self.seconds = 0, 0.0
-        if path.exists():
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.ema = {k: v.to(self.ema[k].device) for k, v in state["ema"].items()}
-            self.step, self.seconds = state["step"], state["seconds"]
-
-    def save(self) -> None:
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "ema": self.ema}
-        torch.save(state | {"step": self.step, "seconds": self.seconds}, self.path.with_suffix(".new"))
-        self.path.with_suffix(".new").replace(self.path)
-
-    def train(self, loss_of, validate) -> None:
-        """Until `steps`: loss_of(step) gives a loss and is called with a generator seeded by the step."""
-        saved = begun = time.time()
-        total, losses = self.seconds, []
-        while self.step < self.steps:
-            left = 1 - self.step / self.steps
-            rate = self.lr * min(1, (self.step + 1) / 200) * min(1, left / self.cooldown)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            loss = loss_of(torch.Generator().manual_seed(self.step), np.random.default_rng(self.step))
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.parameters, 1.0)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            self.step += 1
-            share = min(self.average, (1 + self.step) / (10 + self.step))
-            torch._foreach_lerp_(list(self.ema.values()), list(self.model.state_dict().values()), 1 - share)
-            losses.append(loss.detach())
-            self.seconds = total + time.time() - begun
-            if time.time() - saved > SAVE_EVERY or self.step == self.steps:
-                mean, losses = torch.stack(losses).mean().item(), []
-                print(f"{self.path.stem} {self.step}/{self.steps} {self.seconds:.0f} s loss {mean:.4f} {validate()}", flush=True)
-                self.save()
-                saved = time.time()
-
-
 # ---------------------------------------------------------------- VAE
 
 
@@ -133,34 +74,54 @@ def psnr(a: Tensor, b: Tensor) -> float:
     return (-10 * mse.log10()).mean().item()
 
 
-def train_vae(run: Path, steps: int, device, decoder_only: bool = False) -> VAE:
-    """A picture in, the same picture out, through 16 x 16 x 4 numbers. decoder_only: the latents stay what they are."""
+def train_vae(run: Path, size: Size, steps: int, device) -> VAE:
+    """A picture in, the same picture out, through 16 x 16 x 4 numbers."""
     pictures = np.load(run / "pictures.npy", mmap_mode="r")
-    vae = VAE(VAE_CONFIG).to(device, memory_format=torch.channels_last)
-    if decoder_only:
-        vae.load_state_dict(torch.load(run / "vae.pt", weights_only=True)["ema"])
-        vae.encoder.requires_grad_(False)
-        vae.quant_conv.requires_grad_(False)
-    held = as_images(pictures[-200:], device)
+    vae = VAE(size.vae).to(device, memory_format=torch.channels_last)
+    held = as_images(pictures[-min(200, held_out(len(pictures))) :], device)
 
     def loss_of(generator, rng):
-        images = as_images(pictures[rng.integers(0, len(pictures) - HELD_OUT, 8)], device)
+        images = as_images(pictures[rng.integers(0, len(pictures) - held_out(len(pictures)), 8)], device)
         mean, log_variance = vae.posterior(images)
         z = mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=generator).to(device)
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-        error = vae.decode(z) - images
-        return error.abs().mean() + error.square().mean() + 1e-3 * kl
+        return difference(vae.decode(z), images) + 1e-3 * kl
 
-    @torch.no_grad()
     def validate():
         z = vae.encode(held)
         return f"psnr {psnr(vae.decode(z), held):.2f} dB, spread of latents {z.std((0, 2, 3)).tolist()}"
 
-    training = Run(run / ("decoder.pt" if decoder_only else "vae.pt"), vae, 1e-3, steps)
+    training = Run(run / "vae.pt", vae, 1e-3, steps)
     training.train(loss_of, validate)
     vae.load_state_dict(training.ema)
-    print("averaged:", validate(), flush=True)
     return vae
+
+
+def train_decoder(run: Path, size: Size, steps: int, device) -> None:
+    """Latents in, their pictures out: the way back alone, once the UNet has learned these latents."""
+    pictures, latents = np.load(run / "pictures.npy", mmap_mode="r"), torch.from_numpy(np.load(run / "latents.npy"))
+    vae = VAE(size.vae).to(device, memory_format=torch.channels_last)
+    vae.load_state_dict(torch.load(run / "vae.pt", map_location="cpu", weights_only=True)["ema"])
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+    held = as_images(pictures[-min(200, held_out(len(pictures))) :], device)
+
+    def decode(index: np.ndarray) -> Tensor:
+        return vae.decode(latents[torch.from_numpy(index)].float().to(device).contiguous(memory_format=torch.channels_last))
+
+    def loss_of(generator, rng):
+        index = rng.integers(0, len(pictures) - held_out(len(pictures)), 8)
+        return difference(decode(index), as_images(pictures[index], device))
+
+    def validate():
+        return f"psnr {psnr(decode(np.arange(len(pictures) - len(held), len(pictures))), held):.2f} dB"
+
+    training = Run(run / "decoder.pt", vae, 6e-4, steps)
+    training.train(loss_of, validate)
+
+
+def difference(a: Tensor, b: Tensor) -> Tensor:
+    return (a - b).abs().mean() + (a - b).square().mean()
 
 
 @torch.no_grad()
@@ -178,21 +139,7 @@ def encode_pictures(run: Path, vae: VAE, device) -> None:
 # ---------------------------------------------------------------- UNet and text encoder
 
 
-class Denoiser(nn.Module):
-    """The two networks that learn together."""
-
-    def __init__(self, vocab_size: int):
-        super().__init__()
-        self.unet = UNet(UNET_CONFIG)
-        self.text_encoder = TextEncoder(clip_config(vocab_size))
-        for embedding in (self.text_encoder.embeddings.token_embedding, self.text_encoder.embeddings.position_embedding):
-            nn.init.normal_(embedding.weight, std=0.02)
-
-    def forward(self, z: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-        return self.unet(z, t, self.text_encoder(tokens))
-
-
-def train_unet(run: Path, steps: int, batch: int, lr: float, device) -> Denoiser:
+def train_unet(run: Path, size: Size, steps: int, device) -> None:
     """Noise prediction; each timestep is drawn as often as min(SNR, 5) / SNR says, which is Hang et al.'s weight."""
     latents = torch.from_numpy(np.load(run / "latents.npy"))
     scale = 1 / latents.float().std()
@@ -200,7 +147,7 @@ def train_unet(run: Path, steps: int, batch: int, lr: float, device) -> Denoiser
     tokens = tokenizer(json.loads((run / "captions.json").read_text()))
     nothing = tokenizer("")[0]
     torch.manual_seed(0)
-    model = Denoiser(len(tokenizer.bpe.get_vocab())).to(device, memory_format=torch.channels_last)
+    model = Denoiser(size, len(tokenizer.bpe.get_vocab())).to(device, memory_format=torch.channels_last)
     a = Schedule().alphas_cumprod.to(device)
     chances = (5 * (1 - a) / a).clamp(max=1).cpu()
 
@@ -214,114 +161,44 @@ def train_unet(run: Path, steps: int, batch: int, lr: float, device) -> Denoiser
         return (model(noisy, t, ids.to(device)) - noise).square().mean()
 
     def loss_of(generator, rng):
-        index = torch.from_numpy(rng.integers(0, len(latents) - HELD_OUT, batch))
+        index = torch.from_numpy(rng.integers(0, len(latents) - held_out(len(latents)), size.batch))
         return loss_on(index, generator, 0.1, chances)
 
-    @torch.no_grad()
     def validate():
-        index = torch.arange(len(latents) - 256, len(latents))
+        index = torch.arange(len(latents))[-min(256, held_out(len(latents))) :]
         generator = torch.Generator().manual_seed(1)
-        current = {k: v.clone() for k, v in model.state_dict().items()}
-        model.load_state_dict(training.ema)
         error = torch.stack([loss_on(part, generator, 0.0, torch.ones(len(a))) for part in index.split(64)]).mean()
-        model.load_state_dict(current)
-        return f"validation mse (averaged weights) {error.item():.4f}"
+        return f"validation mse {error.item():.4f}"
 
-    training = Run(run / "unet.pt", model, lr, steps)
+    training = Run(run / "unet.pt", model, size.lr, steps)
     training.train(loss_of, validate)
-    model.load_state_dict(training.ema)
-    return model
-
-
-# ---------------------------------------------------------------- the checkpoint
-
-
-def export(run: Path, folder: Path) -> None:
-    """Write what has been trained so far (averaged weights) as diffusers would: configs, fp16 safetensors, tokenizer."""
-    tokenizer = CLIPTokenizer(run / "tokenizer", vocabulary.CONTEXT)
-    vocab_size = len(tokenizer.bpe.get_vocab())
-    model = Denoiser(vocab_size)
-    model.load_state_dict(torch.load(run / "unet.pt", map_location="cpu", weights_only=True)["ema"])
-    decoder = run / "decoder.pt"
-    state = torch.load(decoder if decoder.exists() else run / "vae.pt", map_location="cpu", weights_only=True)["ema"]
-    scale = 1 / torch.from_numpy(np.load(run / "latents.npy")).float().std().item()
-
-    write_weights(folder / "unet/diffusion_pytorch_model.safetensors", model.unet.state_dict())
-    write_weights(folder / "vae/diffusion_pytorch_model.safetensors", state)
-    text = {f"text_model.{k}": v for k, v in model.text_encoder.state_dict().items()}
-    write_weights(folder / "text_encoder/model.safetensors", text)
-    for name, content in configs(vocab_size, round(scale, 5), tokenizer).items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
-    (folder / "tokenizer").mkdir(parents=True, exist_ok=True)
-    for file in (run / "tokenizer").iterdir():
-        (folder / "tokenizer" / file.name).write_bytes(file.read_bytes())
-
-
-def write_weights(path: Path, state: dict[str, Tensor]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.half().contiguous() for k, v in state.items()}, path, metadata={"format": "pt"})
-
-
-def configs(vocab_size: int, scaling_factor: float, tokenizer: CLIPTokenizer) -> dict[str, dict]:
-    """Every JSON file of a Stable Diffusion 1 folder, with the toy's numbers."""
-    unet, vae, clip = asdict(UNET_CONFIG), asdict(VAE_CONFIG), asdict(clip_config(vocab_size))
-    attention, groups = unet.pop("down_attention"), vae["norm_num_groups"]
-    levels = len(vae["block_out_channels"])
-    return {
-        "model_index.json": {
-            "_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1",
-            "feature_extractor": [None, None], "image_encoder": [None, None], "requires_safety_checker": False,
-            "safety_checker": [None, None], "scheduler": ["diffusers", "DDIMScheduler"],
-            "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
-            "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
-        },
-        "scheduler/scheduler_config.json": {"_class_name": "DDIMScheduler", **asdict(Schedule()), "clip_sample": False,
-                                            "timestep_spacing": "leading"},
-        "unet/config.json": {
-            "_class_name": "UNet2DConditionModel", "attention_head_dim": unet.pop("heads")[0], **unet,
-            "down_block_types": ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attention],
-            "up_block_types": ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)],
-        },
-        "vae/config.json": {
-            "_class_name": "AutoencoderKL", **vae, "norm_num_groups": groups, "sample_size": SIDE,
-            "scaling_factor": scaling_factor, "in_channels": 3, "out_channels": 3,
-            "down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels,
-        },
-        "text_encoder/config.json": {
-            "architectures": ["CLIPTextModel"], "model_type": "clip_text_model", **clip,
-            "bos_token_id": tokenizer.start, "eos_token_id": tokenizer.end, "pad_token_id": tokenizer.pad,
-        },
-    }  # fmt: skip
 
 
 def main() -> None:
+    stages = ("pictures", "vae", "unet", "decoder", "export")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("stage", choices=["pictures", "vae", "decoder", "unet", "export", "all"], nargs="?", default="all")
+    parser.add_argument("stage", choices=[*stages, "all"], nargs="?", default="all")
+    parser.add_argument("--size", choices=SIZES, default="small", help="large is for a GPU")
     parser.add_argument("--run", type=Path, default=Path("weights/toyworld/run"), help="where the state lies")
     parser.add_argument("--to", type=Path, default=Path("weights/toy"), help="where export writes")
     parser.add_argument("--pictures", type=int, default=60_000)
-    parser.add_argument("--vae-steps", type=int, default=5_000)
-    parser.add_argument("--decoder-steps", type=int, default=3_000)
-    parser.add_argument("--unet-steps", type=int, default=10_000)
-    parser.add_argument("--batch", type=int, default=16, help="of the UNet")
-    parser.add_argument("--lr", type=float, default=7e-4, help="of the UNet")
+    for network in ("vae", "unet", "decoder"):
+        parser.add_argument(f"--{network}-steps", type=int, help="instead of the size's own")
     args = parser.parse_args()
+    size, run = SIZES[args.size], args.run
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-    def wanted(stage: str) -> bool:
-        return args.stage in (stage, "all")
-
-    if wanted("pictures"):
-        draw_pictures(args.run, args.pictures)
-    if wanted("vae"):
-        encode_pictures(args.run, train_vae(args.run, args.vae_steps, device), device)
-    if wanted("unet"):
-        train_unet(args.run, args.unet_steps, args.batch, args.lr, device)
-    if wanted("decoder"):
-        train_vae(args.run, args.decoder_steps, device, decoder_only=True)
-    if wanted("export"):
-        export(args.run, args.to)
+    torch.set_float32_matmul_precision("high")  # TF32 where there is a GPU that has it
+    for stage in stages if args.stage == "all" else [args.stage]:
+        if stage == "pictures":
+            draw_pictures(run, args.pictures)
+        if stage == "vae":
+            encode_pictures(run, train_vae(run, size, args.vae_steps or size.vae_steps, device), device)
+        if stage == "unet":
+            train_unet(run, size, args.unet_steps or size.unet_steps, device)
+        if stage == "decoder":
+            train_decoder(run, size, args.decoder_steps or size.decoder_steps, device)
+        if stage == "export":
+            export(run, args.to, size)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,74 @@
+"""A training loop for any of the toy's networks: it logs, keeps averaged weights, and goes on where it was stopped."""
+
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+SAVE_EVERY = 120  # seconds
+
+
+class Run:
+    """AdamW, a short warm-up, a linear cool-down at the end, averaged weights, and a state file that is written whole."""
+
+    def __init__(self, path: Path, model: nn.Module, lr: float, steps: int, average: float = 0.999, cooldown: float = 0.35):
+        self.path, self.model, self.lr, self.steps = path, model, lr, steps
+        self.average, self.cooldown = average, cooldown
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+        self.ema = {k: v.clone() for k, v in model.state_dict().items()}
+        self.step, self.seconds = 0, 0.0
+        if path.exists():
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.ema = {k: v.to(self.ema[k].device) for k, v in state["ema"].items()}
+            self.step, self.seconds = state["step"], state["seconds"]
+
+    def save(self) -> None:
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "ema": self.ema}
+        torch.save(state | {"step": self.step, "seconds": self.seconds}, self.path.with_suffix(".new"))
+        self.path.with_suffix(".new").replace(self.path)
+
+    @contextmanager
+    def averaged(self):
+        """The model with its averaged weights, for as long as a `with` lasts."""
+        current = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        self.model.load_state_dict(self.ema)
+        try:
+            yield self.model
+        finally:
+            self.model.load_state_dict(current)
+
+    @torch.no_grad()
+    def validated(self, validate) -> str:
+        with self.averaged():
+            return validate()
+
+    def train(self, loss_of, validate) -> None:
+        """Until `steps`: loss_of(step) gives a loss and is called with a generator seeded by the step."""
+        saved = begun = time.time()
+        total, losses = self.seconds, []
+        while self.step < self.steps:
+            left = 1 - self.step / self.steps
+            rate = self.lr * min(1, (self.step + 1) / 200) * min(1, left / self.cooldown)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            loss = loss_of(torch.Generator().manual_seed(self.step), np.random.default_rng(self.step))
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.parameters, 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.step += 1
+            share = min(self.average, (1 + self.step) / (10 + self.step))
+            torch._foreach_lerp_(list(self.ema.values()), list(self.model.state_dict().values()), 1 - share)
+            losses.append(loss.detach())
+            self.seconds = total + time.time() - begun
+            if time.time() - saved > SAVE_EVERY or self.step == self.steps:
+                mean, losses = torch.stack(losses).mean().item(), []
+                print(f"{self.path.stem} {self.step}/{self.steps} {self.seconds:.0f} s loss {mean:.4f} {self.validated(validate)}", flush=True)
+                self.save()
+                saved = time.time()
