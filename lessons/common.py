@@ -1,4 +1,4 @@
-"""What every lesson shares: its settings from the environment, saving a figure, and two measures of a picture."""
+"""What every lesson shares: its settings from the environment, saving a figure, and measures of a picture."""
 
 import os
 import sys
@@ -74,6 +74,16 @@ def psnr(a: Image.Image, b: Image.Image) -> float:
 def changed(a: Image.Image, b: Image.Image, by: float = 0.15) -> float:
     """The share of pixels in which some colour differs by more than this part of its range."""
     return float(((as_array(a) - as_array(b)).abs().amax(-1) > by).float().mean())
+
+
+def darkness(array: Tensor) -> Tensor:
+    """Of `as_array(picture)`: 0 for white, 1 for black."""
+    return 1 - array.mean()
+
+
+def greyness(array: Tensor) -> Tensor:
+    """Of `as_array(picture)`: 1 where all three colours are equal everywhere, 0 where each is at one end of its range."""
+    return 1 - (array.amax(-1) - array.amin(-1)).mean()
 
 
 def as_array(picture: Image.Image) -> Tensor:
