@@ -151,7 +151,12 @@ def read_clip(file: Path) -> CLIPConfig:
 
 
 def read_schedule(file: Path) -> Schedule:
-    """The noise levels, from any scheduler's config; this package always walks them with DDIM."""
+    """The noise levels a model was trained on, from any scheduler's config.
+
+    What concerns only how a sampler walks them (timestep_spacing, clip_sample, thresholding, skip_prk_steps, eta) is not
+    read: this package always walks them with DDIM, leading spacing and no clipping, as Prompt-to-Prompt did, and a model
+    of any scheduler can be sampled so. What changes the levels themselves is read, or refused by name.
+    """
     config = read_json(file)
     refuse_other_values(config, SCHEDULE_FIXED, file)
     for key, known in SCHEDULE_KNOWN.items():

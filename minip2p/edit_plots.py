@@ -17,13 +17,17 @@ from minip2p.align import places
 from minip2p.edits import Edit
 from minip2p.errors import PromptError
 from minip2p.maps import Maps
-from minip2p.panels import FONT, INK, PALE, WIDTH, Cell, Grid, draw_grid, grid_size, new_figure, sheet, some
+from minip2p.panels import (
+    EDGE, FONT, INK, WIDTH, Cell, Grid, add_axes, draw_grid, grid_size, new_figure, sheet, some, text_height, text_width,
+)  # fmt: skip
 from minip2p.pipeline import Result
 from minip2p.plots import map_cell
 from minip2p.tokenizer import CLIPTokenizer
 
 OWN, SOURCE = "#f1845a", "#6a2a8c"  # a token's own map, and one that comes from the source
 ORIGIN = LinearSegmentedColormap.from_list("origin", [OWN, "white", SOURCE])  # from -1 to 1
+BELOW = 0.5  # inches for the steps and the legend below the windows
+Box = tuple[float, float, float, float]  # left, top, width, height in inches, from the figure's upper left corner
 
 
 # ---------------------------------------------------------------- which tokens, and when
@@ -31,11 +35,9 @@ ORIGIN = LinearSegmentedColormap.from_list("origin", [OWN, "white", SOURCE])  # 
 
 def alignment(tokenizer: CLIPTokenizer, edit: Edit, caption: str, target: int = 1) -> Figure:
     """Source tokens down, target tokens across: which map each target token takes, or (the last row) that it has its own."""
-    rows, columns = alignment_matrix(tokenizer, edit, target).shape
-    cell = min(0.3, (WIDTH - 1.6) / columns)
-    longest = max(len(label) for label in target_labels(tokenizer, edit, target))
-    figure = new_figure(max(4.2, cell * columns + 1.6), cell * rows + 0.08 * longest + 0.6, caption)
-    draw_alignment(figure, tokenizer, edit, target)
+    left, above, width, height = alignment_size(tokenizer, edit, target, WIDTH)
+    figure, top = new_figure(left + width + EDGE, above + height + EDGE, caption)
+    draw_alignment(figure, tokenizer, edit, target, (left, top + above, width, height))
     return figure
 
 
@@ -49,8 +51,9 @@ def alignment_matrix(tokenizer: CLIPTokenizer, edit: Edit, target: int) -> Tenso
 
 def windows(tokenizer: CLIPTokenizer, edit: Edit, steps: int, caption: str, target: int = 1) -> Figure:
     """The target's tokens down, the steps across: where and when the edit acts; below, on self-attention and by its blend."""
-    figure = new_figure(6.4, 0.19 * len(window_raster(tokenizer, edit, steps, target)[0]) + 0.9, caption)
-    draw_windows(figure, tokenizer, edit, steps, target)
+    left, above, height = windows_size(tokenizer, edit, steps, target)
+    figure, top = new_figure(6.4, above + height + BELOW, caption)
+    draw_windows(figure, tokenizer, edit, steps, target, (left, top + above, 6.3 - left, height))
     return figure
 
 
@@ -71,45 +74,67 @@ def window_raster(tokenizer: CLIPTokenizer, edit: Edit, steps: int, target: int)
     return names, raster
 
 
-def draw_alignment(container, tokenizer: CLIPTokenizer, edit: Edit, target: int) -> None:
+def alignment_size(tokenizer: CLIPTokenizer, edit: Edit, target: int, room: float) -> tuple[float, float, float, float]:
+    """Inches at the left of the alignment's cells and above them, their width and height, if all may be `room` inches wide."""
+    rows, columns = alignment_matrix(tokenizer, edit, target).shape
+    size = label_size(rows)
+    left = 0.2 + names_room([*token_labels(tokenizer, edit.prompts[0]), "its own map"], size)
+    cell = min(0.25, (room - left - EDGE) / columns)
+    return left, text_height("x") + names_room(target_labels(tokenizer, edit, target), size), cell * columns, cell * rows
+
+
+def windows_size(tokenizer: CLIPTokenizer, edit: Edit, steps: int, target: int) -> tuple[float, float, float]:
+    """Inches at the left of the windows' cells and above them, and their height."""
+    names = window_raster(tokenizer, edit, steps, target)[0]
+    size = label_size(len(names))
+    return names_room(names, size), text_height("x"), len(names) * size * 0.022
+
+
+def label_size(count: int) -> float:
+    """Points for so many labels."""
+    return FONT if count <= 30 else 6
+
+
+def names_room(names: Sequence[str], size: float) -> float:
+    """Inches that names beside or above cells take."""
+    return max(text_width(name, size) for name in names) + EDGE
+
+
+def draw_alignment(figure: Figure, tokenizer: CLIPTokenizer, edit: Edit, target: int, box: Box) -> None:
     matrix = alignment_matrix(tokenizer, edit, target)
-    axis = draw_cells(container, matrix, [*token_labels(tokenizer, edit.prompts[0]), "its own map"])
-    axis.set_aspect("equal")
-    size = axis.get_yticklabels()[0].get_fontsize()
-    axis.set_xticks(range(matrix.shape[1]), target_labels(tokenizer, edit, target), rotation=90, fontsize=size, parse_math=False)
-    axis.xaxis.tick_top()
-    axis.set_title("each token of the edited prompt ...", fontsize=FONT, color=INK)
-    axis.set_ylabel("... takes the map of", fontsize=FONT, color=INK)
+    axes = draw_cells(figure, matrix, [*token_labels(tokenizer, edit.prompts[0]), "its own map"], box)
+    size = label_size(len(matrix))
+    axes.set_xticks(range(matrix.shape[1]), target_labels(tokenizer, edit, target), rotation=90, fontsize=size, parse_math=False)
+    axes.xaxis.tick_top()
+    axes.set_title("each token of the edited prompt ...", fontsize=FONT, color=INK)
+    axes.set_ylabel("... takes the map of", fontsize=FONT, color=INK)
     for row, column in (matrix[:-1] % 1).nonzero().tolist():
-        axis.text(column, row, f"{matrix[row, column]:.2g}", ha="center", va="center", fontsize=size - 1, color="white")
+        axes.text(column, row, f"{matrix[row, column]:.2g}", ha="center", va="center", fontsize=size - 2, color="white")
 
 
-def draw_windows(container, tokenizer: CLIPTokenizer, edit: Edit, steps: int, target: int) -> None:
+def draw_windows(figure: Figure, tokenizer: CLIPTokenizer, edit: Edit, steps: int, target: int, box: Box) -> None:
     names, raster = window_raster(tokenizer, edit, steps, target)
-    axis = draw_cells(container, raster, names, grid=steps <= 60)
-    axis.set_aspect("auto")
+    axes = draw_cells(figure, raster, names, box, grid=steps <= 60)
     ticks = some(steps, 6)
-    axis.set_xticks(ticks, [step + 1 for step in ticks], fontsize=FONT - 1)
-    axis.set_title("steps in which the edit acts", fontsize=FONT, color=INK)
-    axis.axhline(len(target_labels(tokenizer, edit, target)) - 0.5, color=INK, linewidth=0.8)
+    axes.set_xticks(ticks, [step + 1 for step in ticks], fontsize=FONT - 1)
+    axes.set_title("steps in which the edit acts", fontsize=FONT, color=INK)
+    axes.axhline(len(target_labels(tokenizer, edit, target)) - 0.5, color=INK, linewidth=0.8)
     patches = [Patch(color=SOURCE, label="from the source"), Patch(color=OWN, label="a new word's own")]
     below = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "borderaxespad": 2}
-    axis.legend(handles=patches if (raster < 0).any() else patches[:1], fontsize=FONT - 1, frameon=False, ncols=2, **below)
+    axes.legend(handles=patches if (raster < 0).any() else patches[:1], fontsize=FONT - 1, frameon=False, ncols=2, **below)
 
 
-def draw_cells(container, values: Tensor, names: Sequence[str], grid: bool = True):
-    """Cells (rows, columns) from -1, a token's own, to 1, the source's, with names at the left; returns their axis."""
-    axis = container.subplots()
-    axis.imshow(values, cmap=ORIGIN, vmin=-1, vmax=1, interpolation="nearest")
-    size = FONT if len(names) <= 30 else 6
-    axis.set_yticks(range(len(names)), names, fontsize=size, parse_math=False)
+def draw_cells(figure: Figure, values: Tensor, names: Sequence[str], box: Box, grid: bool = True):
+    """Cells (rows, columns) from -1, a token's own, to 1, the source's, with names at the left; returns their axes."""
+    axes = add_axes(figure, *box)
+    axes.imshow(values, cmap=ORIGIN, vmin=-1, vmax=1, interpolation="nearest", aspect="auto")
+    axes.set_yticks(range(len(names)), names, fontsize=label_size(len(names)), parse_math=False)
     if grid:
-        axis.set_xticks([column - 0.5 for column in range(values.shape[1] + 1)], minor=True)
-        axis.set_yticks([row - 0.5 for row in range(len(names) + 1)], minor=True)
-        axis.grid(which="minor", color="#dddddd", linewidth=0.5)
-    axis.tick_params(which="both", length=0)
-    axis.spines[:].set_color(PALE)
-    return axis
+        axes.set_xticks([column - 0.5 for column in range(values.shape[1] + 1)], minor=True)
+        axes.set_yticks([row - 0.5 for row in range(len(names) + 1)], minor=True)
+        axes.grid(which="minor", color="#dddddd", linewidth=0.5)
+    axes.tick_params(which="both", length=0)
+    return axes
 
 
 def token_labels(tokenizer: CLIPTokenizer, prompt: str) -> list[str]:
@@ -230,19 +255,23 @@ def explain(free: Result, edited: Result, edit: Edit, caption: str, target: int 
     grids = [before_after_grid(free, edited, edit, target)] + (
         [mask_grid(edited, edit, target)] if edited.masks is not None else []
     )
-    tokens = max(alignment_matrix(tokenizer, edit, target).shape)
-    beside = tokens <= 24  # the two tables fit side by side
-    tables = [0.17 * tokens + 1.7] if beside else [0.13 * tokens + 1.6, 0.13 * tokens + 1.2]
-    heights = [grid_size(grids[0])[1], *tables, *(grid_size(grid)[1] for grid in grids[1:])]
-    figure = new_figure(WIDTH, sum(heights) + 0.45, caption, f"source: {edit.prompts[0]}\nedited: {edit.prompts[target]}")
-    parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    width = grid_size(grids[0])[0]
-    draw_grid(parts[0].subfigures(1, 3, width_ratios=[WIDTH - width, 2 * width, WIDTH - width])[1], grids[0])
-    left, right = parts[1].subfigures(1, 2) if beside else parts[1:3]
-    draw_alignment(left, tokenizer, edit, target)
-    draw_windows(right, tokenizer, edit, steps, target)
-    if len(grids) > 1:
-        draw_grid(parts[-1], grids[1])
+    heights = [grid_size(grid)[1] for grid in grids]
+    beside = max(alignment_matrix(tokenizer, edit, target).shape) <= 24  # the two tables fit side by side
+    left, above, width, height = alignment_size(tokenizer, edit, target, WIDTH / 2 if beside else WIDTH)
+    left2, above2, height2 = windows_size(tokenizer, edit, steps, target)
+    down = 0 if beside else above + height + 2 * EDGE  # how much lower the windows begin
+    right = left + width + 2 * EDGE + left2 if beside else left2
+    level = max(above, above2) if beside else above2
+    tables = max(level + down + height2 + BELOW, above + height + EDGE)
+
+    prompts = f"source: {edit.prompts[0]}\nedited: {edit.prompts[target]}"
+    figure, top = new_figure(WIDTH, sum(heights) + tables, caption, prompts)
+    draw_grid(figure, top, grids[0])
+    top += heights[0]
+    draw_alignment(figure, tokenizer, edit, target, (left, top + above, width, height))
+    draw_windows(figure, tokenizer, edit, steps, target, (right, top + down + level, WIDTH - EDGE - right, height2))
+    for grid in grids[1:]:
+        draw_grid(figure, top + tables, grid)
     return figure
 
 

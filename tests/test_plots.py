@@ -1,5 +1,7 @@
-"""Figures: asserted for what they must contain (words, shares, one scale, panels), and that no text is cut off or covered."""
+"""Figures: asserted for what they must contain (words, shares, one scale, panels), that no text is cut off or covered, and
+that they are as tall as their content."""
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -53,6 +55,11 @@ def titles(figure):
     return [axis.get_title() for axis in axes_with(figure)]
 
 
+def row_names(figure):
+    """The names at the left of a grid's rows; the figure's caption and head are no such names."""
+    return [text.get_text().replace("\n", " ") for text in figure.texts if text not in (figure._supxlabel, figure._suptitle)]
+
+
 def maps_of(figure):
     """What is drawn in the figure's colours, each an image of one map."""
     return [
@@ -64,7 +71,7 @@ def maps_of(figure):
 
 
 def assert_one_look(figure, bars=1):
-    """One scale, one colour bar; all text inside the canvas, and no title on another or on a panel."""
+    """One scale, one colour bar; all text inside the canvas, and no title on another or on a panel; no empty room."""
     assert len({image.get_clim() for image in maps_of(figure)}) <= 1
     assert sum(axis.get_label() == "<colorbar>" for axis in figure.axes) == bars
     assert figure.get_size_inches()[0] <= panels.WIDTH + 0.01
@@ -82,6 +89,9 @@ def assert_one_look(figure, bars=1):
     drawn = [axis.get_window_extent(renderer) for axis in figure.axes if axis.images]
     for i, head in enumerate(heads):
         assert not any(overlap(head, other) for other in heads[i + 1 :] + drawn)
+    pixels = np.asarray(agg.buffer_rgba())[..., :3]
+    filled = (pixels < 250).any((1, 2)).nonzero()[0]  # the lines of pixels that have something in them
+    assert np.diff(filled, prepend=0, append=len(pixels)).max() < 0.4 * panels.DPI
 
 
 def overlap(a, b):
@@ -110,10 +120,7 @@ def test_sweep_names_rows_and_columns():
     picture = Image.new("RGB", (64, 64), "teal")
     figure = plots.sweep([[picture] * 3] * 2, ["self 0", "a rather long name of a row"], ["0%", "50%", "100%"], "caption")
     assert titles(figure) == ["0%", "50%", "100%"] and len(axes_with(figure, titled=False)) == 6
-    assert [name for axis in figure.axes if (name := axis.get_ylabel().replace("\n", " "))] == [
-        "self 0",
-        "a rather long name of a row",
-    ]
+    assert row_names(figure) == ["self 0", "a rather long name of a row"]
     assert_one_look(figure, bars=0)
 
 
@@ -172,8 +179,7 @@ def test_layer_maps_show_every_layer_once(swap):
     figure = plots.layer_maps(free.images[0], free.maps, "cat", "caption")
     sizes = sorted((image.get_array().shape for image in maps_of(figure)), reverse=True)
     assert sizes == sorted(((site.height, site.width) for site in free.maps.by_site), reverse=True)
-    names = [axis.get_ylabel() for axis in figure.axes if axis.get_ylabel()][:-1]  # the last is the colour bar's
-    assert names == [f"{h} x {w}" for h, w in dict.fromkeys(sizes)]
+    assert row_names(figure) == [f"{h} x {w}" for h, w in dict.fromkeys(sizes)]
     assert_one_look(figure)
 
 
@@ -266,7 +272,9 @@ def test_explain_tells_the_whole_story(sd, swap, add):
         figure = edit_plots.explain(free, edited, edit, "caption")
         found = titles(figure)
         assert found[:3] == ["source", "no control", "edited"]
-        assert sum(title.startswith("each token") for title in found) == 1 and sum("steps in which" in title for title in found) == 1
+        assert (
+            sum(title.startswith("each token") for title in found) == 1 and sum("steps in which" in title for title in found) == 1
+        )
         assert any("not used yet" in title for title in found) == bool(strips)
         assert all(prompt in figure.get_suptitle().replace("\n", " ") for prompt in edit.prompts)
         assert_one_look(figure)
