@@ -29,8 +29,10 @@ class Settings:
     out: Path
 
 
-def settings(lesson: str) -> Settings:
-    """WEIGHTS, DEVICE, SEED, STEPS, SEEDS from the environment; a value that cannot be used ends the lesson in one line."""
+def settings(lesson: str, steps: int = 50) -> Settings:
+    """WEIGHTS, DEVICE, SEED, STEPS, SEEDS from the environment; a value that cannot be used ends the lesson in one line.
+
+    steps: where STEPS is not given."""
 
     def number(name: str, default: int, least: int) -> int:
         text = os.environ.get(name) or str(default)
@@ -41,7 +43,7 @@ def settings(lesson: str) -> Settings:
     out = Path(os.environ.get("OUT") or ROOT / "out") / lesson
     out.mkdir(parents=True, exist_ok=True)
     weights = os.environ.get("WEIGHTS") or str(ROOT / "weights" / "toy")
-    return Settings(weights, os.environ.get("DEVICE") or None, number("SEED", 0, 0), number("STEPS", 50, 1), number("SEEDS", 4, 1), out)
+    return Settings(weights, os.environ.get("DEVICE") or None, number("SEED", 0, 0), number("STEPS", steps, 1), number("SEEDS", 4, 1), out)
 
 
 def load(chosen: Settings) -> StableDiffusion:

@@ -5,7 +5,9 @@ from minip2p.edits import Add, Edit, Reweight, Swap
 from minip2p.errors import CheckpointError, PromptError
 from minip2p.inversion import Inversion, invert
 from minip2p.pipeline import Result, StableDiffusion
+from minip2p.recording import Recording
 
 __all__ = [
-    "Add", "CheckpointError", "Edit", "Inversion", "LocalBlend", "PromptError", "Result", "Reweight", "StableDiffusion", "Swap", "invert",
+    "Add", "CheckpointError", "Edit", "Inversion", "LocalBlend", "PromptError", "Recording", "Result", "Reweight",
+    "StableDiffusion", "Swap", "invert",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The command line: python -m minip2p generate | edit | attend | invert. Bad input is one line on stderr and exit code 2."""
+"""The command line: python -m minip2p generate | edit | attend | invert | record. Bad input: one line on stderr, exit 2."""
 
 import argparse
 import sys
@@ -15,6 +15,7 @@ from minip2p.files import writable, write_whole
 from minip2p.inversion import METHODS, Inversion
 from minip2p.inversion import invert as invert_picture
 from minip2p.pipeline import Result, StableDiffusion
+from minip2p.recording import Recording
 
 TOY = Path(__file__).resolve().parent.parent / "weights" / "toy"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -27,6 +28,8 @@ EXAMPLES = """examples:
   python -m minip2p attend "a red house on a road" -o maps.png
   python -m minip2p invert photo.png "a cat on the grass" -o photo.inversion.safetensors
   python -m minip2p edit --inversion photo.inversion.safetensors "a cat on the grass" "a dog on the grass" -o edit.png
+  python -m minip2p record "a red house on a road" -o house.recording.safetensors
+  python -m minip2p edit --recording house.recording.safetensors "a red house on a road" "a red castle on a road" -o edit.png
 """
 
 
@@ -66,10 +69,13 @@ def edit(args: argparse.Namespace) -> None:
     prompts = [args.source, *args.targets]
     change = make_edit(sd, args, prompts)
     inversion = Inversion.load(args.inversion) if args.inversion else None
-    result = run(sd, args, prompts, edit=change, inversion=inversion, record=page is not None)
+    recording = Recording.load(args.recording) if args.recording else None
+    kept = {"inversion": inversion, "recording": recording}
+    result = run(sd, args, prompts, edit=change, record=page is not None, **kept)
     if page:
-        free = run(sd, args, prompts, inversion=inversion, record=True)
-        begun = f"from {args.inversion}" if args.inversion else f"seed {args.seed}"
+        free = run(sd, args, prompts, record=True, **kept)
+        file = args.inversion or args.recording
+        begun = f"from {file}" if file else f"seed {args.seed}"
         caption = f"{begun}, {len(result.maps.tokens())} steps; maps: {plots.layers_of(result)}"
         write_whole(page, edit_plots.explain(free, result, change, caption).savefig)
         print(f"{page}: the story of this edit")
@@ -94,6 +100,15 @@ def invert(args: argparse.Namespace) -> None:
     inversion = invert_picture(sd, args.picture, args.prompt, args.method, args.steps, args.guidance, crop=args.crop)
     inversion.save(output)
     print(f"{output}: {args.picture} as {args.prompt!r}, {args.method}, {inversion.evaluations} network evaluations")
+
+
+def record(args: argparse.Namespace) -> None:
+    """A prompt's run becomes a file from which `edit --recording` starts: each edit then runs its targets alone."""
+    output = writable(args.output, (".safetensors",))
+    sd = load(args)
+    inversion = Inversion.load(args.inversion) if args.inversion else None
+    sd.record(args.prompt, seed=args.seed, steps=args.steps, guidance=args.guidance, inversion=inversion).save(output)
+    print(f"{output}: {args.prompt!r}, {output.stat().st_size / 1e6:.0f} MB")
 
 
 def make_edit(sd: StableDiffusion, args: argparse.Namespace, prompts: list[str]) -> Edit:
@@ -145,7 +160,8 @@ def build_parser() -> argparse.ArgumentParser:
         added.add_argument("--dtype", help="float32, float16 or bfloat16 (default: float16 on cuda, else float32)")
         added.add_argument("--steps", type=int, default=50, help="denoising steps (default: 50)")
         added.add_argument("--guidance", type=float, default=7.5, help="how strongly to follow the prompt (default: 7.5)")
-        added.add_argument("--seed", type=int, default=0, help="of the starting noise (default: 0)")
+        if function is not invert:  # which starts from a picture
+            added.add_argument("--seed", type=int, default=0, help="of the starting noise (default: 0)")
         added.add_argument("-o", "--output", required=True, metavar="FILE", help=output)
         return added
 
@@ -165,7 +181,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     added.add_argument("--explain", metavar="FILE", help="also draw the edit's whole story on a page: .png, .pdf or .svg")
     added.add_argument("--inversion", metavar="FILE", help="edit the photograph that `invert` wrote this for, with its steps and guidance")
-    added.set_defaults(steps=None, guidance=None)  # 50 and 7.5, or the inversion's
+    added.add_argument("--recording", metavar="FILE", help="run the targets alone, from the source that `record` wrote this for")
+    added.set_defaults(steps=None, guidance=None)  # 50 and 7.5, or those of the inversion or recording
 
     added = command(attend, "show where each word of a prompt is looked at", "the figure, .png, .pdf or .svg")
     added.add_argument("prompt")
@@ -175,6 +192,11 @@ def build_parser() -> argparse.ArgumentParser:
     added.add_argument("prompt", help="what it shows")
     added.add_argument("--method", choices=METHODS, default="null-text", help="how to mend what guidance spoils (default: null-text)")
     added.add_argument("--crop", type=int, nargs=4, metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"), help="in pixels, to cut out first")
+
+    added = command(record, "keep a source's run, so that each edit of it costs half", "the recording, .safetensors")
+    added.add_argument("prompt")
+    added.add_argument("--inversion", metavar="FILE", help="record the photograph that `invert` wrote this for")
+    added.set_defaults(steps=None, guidance=None)
     return parser
 
 

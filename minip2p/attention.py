@@ -48,16 +48,23 @@ class Attention(nn.Module):
         return x.view(B, N, self.heads, C // self.heads).transpose(1, 2)
 
     def forward(self, x: Tensor, context: Tensor, site: Site, edit=None) -> Tensor:
-        """x (B, P, C), context (B, T, D) -> (B, P, C). `edit` takes maps (B, H, P, T) and the site, returns new maps."""
+        """x (B, P, C), context (B, T, D) -> (B, P, C). `edit` takes maps (B, H, P, T) and the site, returns new maps.
+
+        Those of the last `edit.rows` of the batch if it says so: with guidance, nobody reads the maps of the half without text.
+        """
         q = self.split_heads(self.to_q(x))
         k = self.split_heads(self.to_k(context))
         v = self.split_heads(self.to_v(context))
         if wants(edit, site):
+            others = len(q) - getattr(edit, "rows", len(q))
+            without_maps = F.scaled_dot_product_attention(q[:others], k[:others], v[:others]) if others else None
+            q, k, v = q[others:], k[others:], v[others:]
             scale = q.shape[-1] ** -0.5
             # Scaling q first keeps float16 in range; the softmax is float32, so edits and recordings always are.
             maps = (q * scale @ k.transpose(-1, -2)).softmax(-1, dtype=torch.float32)
             maps = edit(maps, site)  # <-- the seam: Prompt-to-Prompt happens here and nowhere else
             out = maps.to(v.dtype) @ v
+            out = torch.cat([without_maps, out]) if others else out
         else:
             out = F.scaled_dot_product_attention(q, k, v)  # the same sum, without writing the maps down
         return self.to_out[0](out.transpose(1, 2).flatten(2))

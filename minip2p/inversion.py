@@ -9,35 +9,36 @@ The last two, and "ddim" without mending, are lines of the loop in pipeline.py; 
 """
 
 import hashlib
-import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from minip2p.checks import check_numbers, check_prompts
 from minip2p.ddim import ddim_step
 from minip2p.errors import PromptError
-from minip2p.files import writable, write_whole
 from minip2p.images import Crop, open_image
+from minip2p.saved import Kept, fingerprint
 
 METHODS = ("ddim", "null-text", "negative-prompt", "direct")
 GRADIENT_SCALE = 2.0**14  # about the number of values in a latent: without it a float16 gradient rounds to zero
 
 
 @dataclass(frozen=True)
-class Inversion:
+class Inversion(Kept):
     """A photograph as a path through the latents, made by `invert`; hand it to `generate`."""
+
+    verb: ClassVar[str] = "invert"
 
     latents: Tensor  # (steps + 1, 4, h, w), float32, from the clean picture [0] to the noise [-1]: the pivot
     null_text: Tensor | None  # (steps, T, D), float32, in sampling order; with method "null-text"
-    weights: Tensor  # (2, tensors), the fingerprint of the model, see `fingerprint`
+    weights: Tensor  # (2, numbers), the fingerprint of the model, see saved.py
     prompt: str
     method: str
     steps: int
@@ -48,69 +49,40 @@ class Inversion:
     evaluations: int  # how often the UNet was asked about one latent; null-text also went back through it, see losses
     losses: tuple[tuple[float, ...], ...] | None  # null-text: for each step the loss before each update, and the one left
 
-    def to(self, device: torch.device) -> "Inversion":
-        null_text = None if self.null_text is None else self.null_text.to(device)
-        return replace(self, latents=self.latents.to(device), null_text=null_text)
+    @property
+    def start(self) -> Tensor:
+        """(1, 4, h, w): the noise."""
+        return self.latents[-1:]
+
+    @property
+    def path(self) -> Tensor | None:
+        """(steps + 1, 4, h, w) in sampling order, if the source is to be put back there after each step."""
+        return self.latents.flip(0) if self.method == "direct" else None
+
+    @property
+    def without(self) -> Tensor | None:
+        return self.null_text
 
     def check(self, sd, source: str, steps: int | None, guidance: float | None, negative: str) -> None:
         """PromptError unless a run of `sd` with these (None: not said) is one that this inversion was made for."""
-        for name, asked, own in (
-            ("source prompt", source, self.prompt),
-            ("number of steps", steps, self.steps),
-            ("guidance", guidance, self.guidance),
-        ):
-            if asked is not None and asked != own:
-                raise PromptError(f"the {name} is {asked!r} and that of the inversion is {own!r}: use its own, or invert again")
         if negative and self.method in ("null-text", "negative-prompt"):
             raise PromptError(
                 f"negative is {negative!r}, but a {self.method} inversion puts its own embedding in that place: leave it out"
             )
-        ours = fingerprint(sd)
-        rounding = max(torch.finfo(sd.dtype).eps, torch.finfo(getattr(torch, self.dtype)).eps)
-        same = ours.shape == self.weights.shape
-        if not same or ((ours[0] - self.weights[0]).abs() > 8 * rounding * ours.abs().sum(0)).any():
-            raise PromptError("the inversion was made with other weights than these: load those, or invert again")
+        self.fits(sd, prompt=source, steps=steps, guidance=guidance)
 
-    def save(self, path: str | Path) -> None:
-        """One .safetensors file, written whole or not at all. PromptError if it cannot be."""
-        path = writable(path, (".safetensors",))
-        tensors = {name: getattr(self, name) for name in ("latents", "null_text", "weights")}
-        tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items() if tensor is not None}
-        said = {name: value for name, value in vars(self).items() if not isinstance(value, Tensor) and name != "null_text"}
-        try:
-            write_whole(path, lambda file: save_file(tensors, file, {"inversion": json.dumps(said)}))
-        except (OSError, SafetensorError) as error:
-            raise PromptError(f"cannot write {path} ({error}): make room, or choose another place") from None
+    def parts(self) -> tuple[dict[str, Tensor], dict]:
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return tensors, {name: value for name, value in vars(self).items() if name not in tensors and name != "null_text"}
 
     @classmethod
-    def load(cls, path: str | Path) -> "Inversion":
-        """What `save` wrote, on the CPU. PromptError, one line, for any other file."""
-        path = Path(path).expanduser()
-        try:
-            with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-                said = json.loads((file.metadata() or {})["inversion"])
-            said["crop"] = said["crop"] and tuple(said["crop"])
-            said["losses"] = said["losses"] and tuple(map(tuple, said["losses"]))
-            loaded = cls(**{"null_text": None} | tensors | said)
-            if len(loaded.latents) != loaded.steps + 1 or (loaded.null_text is None) == (loaded.method == "null-text"):
-                raise ValueError
-        except (OSError, SafetensorError) as error:
-            cause = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            raise PromptError(f"{path} cannot be read ({cause}): give a file that `minip2p invert` wrote") from None
-        except (KeyError, TypeError, ValueError):
-            raise PromptError(f"{path} holds no inversion: give a file that `minip2p invert` wrote") from None
+    def from_parts(cls, tensors: dict[str, Tensor], said: dict) -> "Inversion":
+        said["crop"] = said["crop"] and tuple(said["crop"])
+        said["losses"] = said["losses"] and tuple(map(tuple, said["losses"]))
+        loaded = cls(**{"null_text": None} | tensors | said)
+        if len(loaded.latents) != loaded.steps + 1 or (loaded.null_text is None) == (loaded.method == "null-text"):
+            raise ValueError
         return loaded
-
-
-def fingerprint(sd) -> Tensor:
-    """(2, tensors): the sum and the norm of every weight tensor of UNet and text encoder, on the CPU.
-
-    Not a hash: the same file loaded as float16 and as float32 differs in rounding. That moves a tensor's sum by about the
-    rounding of its norm; `Inversion.check` allows a few times as much, and no more.
-    """
-    weights = [w.float() for network in (sd.unet, sd.text_encoder) for w in network.parameters()]
-    return torch.stack([torch.stack([w.sum(), w.norm()]) for w in weights], dim=1).cpu()
 
 
 @torch.no_grad()
@@ -125,27 +97,29 @@ def invert(
     lr: float = 0.01,
     size: int | tuple[int, int] | None = None,
     crop: Crop | None = None,
+    checkpointing: bool = False,
     progress: bool = True,
 ) -> Inversion:
     """A photograph (a Pillow image or a path) that `prompt` describes -> what `sd.generate(inversion=...)` starts from.
 
     method: "ddim", "null-text", "negative-prompt" or "direct". guidance: that of the generation to come; inverting itself is
-    done at 1. inner_steps, lr: of null-text's optimiser. size, as in `generate`: the photograph is resized to it, its longer
-    side cut at both ends; crop: (left, top, right, bottom) in its own pixels, cut out first.
+    done at 1. inner_steps, lr: of null-text's optimiser, as published for 50 steps; fewer steps want a larger lr. size, as in
+    `generate`: the photograph is resized to it, its longer side cut at both ends; crop: (left, top, right, bottom) in its own
+    pixels, cut out first. checkpointing: null-text with less memory and more time, see `UNet.forward`.
     """
     if method not in METHODS:
         raise PromptError(f"method is {method!r}: use one of {', '.join(METHODS)}")
-    sd.check_numbers(0, steps, guidance)
+    check_numbers(sd.schedule, 0, steps, guidance)
     if method == "null-text":
         check_optimiser(guidance, inner_steps, lr)
-    [prompt] = sd.check_prompts(prompt, None)
+    [prompt] = check_prompts(sd.tokenizer, prompt)
     picture = open_image(image, sd.check_size(size), crop)
     text = sd.encode_text(prompt)
     latents = ddim_inversion(sd, sd.encode_image(picture), text, steps, progress)
     sd.check_finite(latents)
     null_text, losses, evaluations = None, None, steps
     if method == "null-text":
-        null_text, losses = fit_null_text(sd, latents, text, guidance, inner_steps, lr, progress)
+        null_text, losses = fit_null_text(sd, latents, text, guidance, inner_steps, lr, checkpointing, progress)
         evaluations += sum(1 + len(of_step) for of_step in losses)  # once with the prompt, the others without
         sd.check_finite(null_text)
     digest, dtype = hashlib.sha256(picture.tobytes()).hexdigest(), str(sd.dtype).removeprefix("torch.")
@@ -181,7 +155,14 @@ def ddim_inversion(sd, z: Tensor, text: Tensor, steps: int, progress: bool = Tru
 
 
 def fit_null_text(
-    sd, pivot: Tensor, text: Tensor, guidance: float, inner_steps: int, lr: float, progress: bool = True
+    sd,
+    pivot: Tensor,
+    text: Tensor,
+    guidance: float,
+    inner_steps: int,
+    lr: float,
+    checkpointing: bool = False,
+    progress: bool = True,
 ) -> tuple[Tensor, tuple[tuple[float, ...], ...]]:
     """One embedding of the empty prompt for each step, (steps, T, D), such that guided steps follow the pivot back
     (algorithm 1 of Mokady et al.); and the losses. Each starts from the one before, with a fresh Adam.
@@ -202,7 +183,8 @@ def fit_null_text(
         of_step = []
         for update in range(inner_steps + 1):  # the last round only looks where the last update has led
             with torch.enable_grad():
-                without = sd.guided_noise(z, t, null.to(sd.dtype), 1, None, alphas[i])
+                output = sd.unet(z.to(sd.dtype), t, null.to(sd.dtype), checkpointing=checkpointing).float()
+                without = sd.schedule.noise(output, z, alphas[i])
                 after = ddim_step(z, without + guidance * (with_text - without), alphas[i], alphas[i + 1])
                 loss = F.mse_loss(after, target)
                 scaled = loss * GRADIENT_SCALE

@@ -15,24 +15,36 @@ from minip2p.tokenizer import CLIPTokenizer
 class Seam:
     """What the UNet is handed in one step: the edit, and a sheet on which maps are noted that somebody will read.
 
-    With guidance the batch is [without text, with text]; only the half with text is seen or edited: its last `rows` rows.
+    With guidance the batch is [without text, with text]; only the half with text is seen or edited, the last `rows` rows.
     """
 
     edit: object  # a function (maps, site) -> maps, or None
     noted: Sequence[Site]
     rows: int
-    notes: dict[Site, Tensor] = field(default_factory=dict)  # (rows, P, T) after the edit, heads averaged
+    source: dict[Site, Tensor] | None = None  # (1, H, P, T), a recording's maps; the source is then not among the rows
+    notes: dict[Site, Tensor] = field(default_factory=dict)  # (prompts, P, T) after the edit, heads averaged
 
     def wants(self, site: Site) -> bool:
         return site in self.noted or wants(self.edit, site)
 
     def __call__(self, maps: Tensor, site: Site) -> Tensor:
-        with_text = maps[-self.rows :]
+        """maps (rows, H, P, T) of the half with text -> new ones."""
+        if self.source is not None:
+            maps = torch.cat([self.replayed(site, maps), maps])
         if wants(self.edit, site):
-            with_text = self.edit(with_text, site)
+            maps = self.edit(maps, site)
         if site in self.noted:
-            self.notes[site] = with_text.detach().mean(1)
-        return torch.cat([maps[: -self.rows], with_text])
+            self.notes[site] = maps.detach().mean(1)
+        return maps[-self.rows :]
+
+    def replayed(self, site: Site, like: Tensor) -> Tensor:
+        """The source's maps from the recording, (1, H, P, T); PromptError if nobody thought they would be wanted."""
+        if site not in self.source:
+            raise PromptError(
+                f"the edit asks for the {site.kind} maps of size {site.height} x {site.width}, which a recording does not hold: "
+                "give the edit a method wants(site) that leaves them out, or run it without the recording"
+            )
+        return self.source[site].to(like.device, like.dtype, non_blocking=True)
 
 
 def nearest(sites: Sequence[Site], side: int = 16) -> list[Site]:

@@ -5,10 +5,12 @@ Rombach et al. 2022 (arXiv 2112.10752). Every module carries the name it has in 
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from minip2p.attention import Attention, Site
 from minip2p.blocks import Downsample, ResnetBlock, Upsample
@@ -180,17 +182,22 @@ class UNet(nn.Module):
             if isinstance(module, Attention):
                 module.name = name
 
-    def forward(self, latents: Tensor, t: int | Tensor, text: Tensor, edit=None) -> Tensor:
-        """latents (B, 4, h, w), t an int or (B,), text (B, T, D) -> (B, 4, h, w)."""
+    def forward(self, latents: Tensor, t: int | Tensor, text: Tensor, edit=None, checkpointing: bool = False) -> Tensor:
+        """latents (B, 4, h, w), t an int or (B,), text (B, T, D) -> (B, 4, h, w).
+
+        checkpointing: where a gradient is wanted, keep only what passes between blocks and compute the inside of each block
+        again on the way back (Chen et al. 2016, arXiv 1604.06174). Less memory, more time; `edit` is then asked twice.
+        """
+        run = partial(checkpoint, use_reentrant=False, preserve_rng_state=False) if checkpointing else lambda block, *x: block(*x)
         time = time_features(t, self.config.block_out_channels[0], latents)
         time = self.time_embedding.linear_2(F.silu(self.time_embedding.linear_1(time)))
         x = self.conv_in(latents)
         waiting = [x]
         for block in self.down_blocks:
-            waiting += block(waiting[-1], time, text, edit)
-        x = self.mid_block(waiting[-1], time, text, edit)
+            waiting += run(block, waiting[-1], time, text, edit)
+        x = run(self.mid_block, waiting[-1], time, text, edit)
         for block in self.up_blocks:
-            x = block(x, [waiting.pop() for _ in block.resnets], time, text, edit)
+            x = run(block, x, [waiting.pop() for _ in block.resnets], time, text, edit)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
     def sites(self, height: int, width: int) -> list[Site]:

@@ -68,6 +68,7 @@ def test_attend_draws_a_figure(tmp_path):
         (["edit", "a cat", "a dog", "-o", "{}/e.png", "--blend", "cow"], "'cow'"),
         (["edit", "a cat", "a dog", "-o", "{}/e.png", "--cross-replace-steps", "1.5"], "1.5"),
         (["edit", "a cat", "a dog", "-o", "{}/e.png", "--swap", "--add"], "not allowed"),
+        (["invert", "cat.png", "a cat", "-o", "{}/c.safetensors", "--seed", "3"], "--seed"),  # it has no noise to draw
         (["draw", "a cat"], "draw"),
         ([], "COMMAND"),
     ],

@@ -10,9 +10,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lessons import photographs
+from lessons.common import ROOT, psnr
 from minip2p import Add, Inversion, LocalBlend, PromptError, Reweight, StableDiffusion, Swap, images, invert
 from minip2p.__main__ import main
 from minip2p.inversion import fit_null_text
+from minip2p.unet import UNet
 
 PROMPT, DOG, NIGHT = "a red cat on the grass", "a red dog on the grass", "a red cat on the grass at night"
 STEPS, SIZE, QUIET = 4, 32, {"progress": False}
@@ -187,6 +190,46 @@ def test_only_the_embedding_gets_a_gradient(sd1, made):
     inversion = made["sd1", "null-text"]
     assert not inversion.null_text.requires_grad and not inversion.latents.requires_grad
     assert inversion.null_text.shape == (STEPS, 77, 48) and inversion.null_text.dtype == torch.float32
+
+
+def forward_and_back(unet: UNet, null: Tensor, checkpointing: bool) -> tuple[int, Tensor, Tensor]:
+    """How many numbers the way back needs to have kept; the output; the embedding's gradient."""
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda tensor: tensor):
+        output = unet(torch.ones(1, 4, 8, 8), 500, null, checkpointing=checkpointing)
+    return sum(kept), output, torch.autograd.grad(output.square().sum(), null)[0]
+
+
+def test_checkpointing_keeps_less_and_gives_the_same(pair):
+    null = pair.ours.encode_text("").requires_grad_()
+    plain, checkpointed = (forward_and_back(pair.ours.unet, null, checkpointing) for checkpointing in (False, True))
+    assert checkpointed[0] < plain[0] / 3
+    assert torch.equal(checkpointed[1], plain[1])
+    assert difference(checkpointed[2], plain[2]) < 1e-6
+
+
+def test_null_text_can_be_told_to_use_checkpointing(sd1, made, monkeypatch):
+    asked, forward = [], UNet.forward
+
+    def spy(unet, *given, checkpointing=False, **named):
+        asked.append(checkpointing)
+        return forward(unet, *given, checkpointing=checkpointing, **named)
+
+    monkeypatch.setattr(UNet, "forward", spy)
+    inversion = invert(sd1.ours, photograph(), PROMPT, steps=STEPS, size=SIZE, lr=RATE, checkpointing=True, **QUIET)
+    assert sum(asked) == sum(len(of_step) for of_step in inversion.losses), "where a gradient is wanted, and nowhere else"
+    assert difference(inversion.null_text, made["sd1", "null-text"].null_text) < 1e-5
+
+
+def test_null_text_brings_a_picture_back_where_ddim_does_not():
+    toy = StableDiffusion.load(ROOT / "weights" / "toy", device="cpu")
+    picture, caption = photographs.photograph("house")
+    inversion = invert(toy, picture, caption, steps=6, lr=0.1, **QUIET)
+    assert all(of_step[-1] < of_step[0] for of_step in inversion.losses), inversion.losses
+    ddim = dataclasses.replace(inversion, method="ddim", null_text=None)
+    limit = psnr(toy.decode_latents(inversion.latents[:1])[0], picture)  # what the VAE alone keeps
+    lost = [limit - psnr(toy.generate(caption, inversion=made, **QUIET).images[0], picture) for made in (inversion, ddim)]
+    assert lost[0] < 1 and lost[1] > 4, lost
 
 
 def test_negative_prompt_says_the_source_prompt_twice(sd1, made):
@@ -369,7 +412,7 @@ def test_an_interrupted_save_leaves_the_old_file(made, tmp_path, monkeypatch):
         path.write_bytes(before[:100])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("minip2p.inversion.save_file", cut_short)
+    monkeypatch.setattr("minip2p.saved.save_file", cut_short)
     with pytest.raises(PromptError, match="No space left"):
         made["sd1", "null-text"].save(file)
     assert file.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
@@ -422,3 +465,20 @@ def test_the_command_line_inverts_and_edits(sd1, tmp_path, capsys):
     assert main(["invert", str(file), PROMPT, "-o", str(tmp_path / "no.safetensors"), *common]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "cannot be read as a picture" in said and not (tmp_path / "no.safetensors").exists()
+
+
+# ---------------------------------------------------------------- the lessons' pictures
+
+
+def test_the_lessons_pictures_are_the_drawn_ones(tmp_path, monkeypatch):
+    shipped = photographs.IMAGES
+    monkeypatch.setattr(photographs, "IMAGES", tmp_path)
+    photographs.main()
+    assert (tmp_path / "captions.json").read_text() == (shipped / "captions.json").read_text()
+    drawn = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert len(drawn) == len(json.loads((tmp_path / "captions.json").read_text()))
+    for name in drawn:
+        ours, theirs = (np.asarray(Image.open(folder / name), dtype=float) for folder in (tmp_path, shipped))
+        assert np.abs(ours - theirs).mean() < 1, name  # another Pillow may draw an edge otherwise
+    odd = [np.asarray(Image.open(shipped / f"cat{end}.png"), dtype=float) for end in ("", "_odd")]
+    assert np.abs(odd[0] - odd[1]).mean() > 2

@@ -1,0 +1,192 @@
+"""DDIM inversion: the noise a photograph would have come from, and why coming back from it with guidance fails.
+
+You will see a picture walked back to noise and forth again: exactly, nearly, and not at all, depending on what the way back
+is told; how the error shrinks with more steps and grows with guidance; an edit straight after the inversion; and pictures
+as no training picture is. The "photographs" are drawn ones that the toy has never seen (lessons/photographs.py), and one is
+real. One to two minutes on two CPU cores.
+
+    make lesson7            or, with other settings:            make lesson7 STEPS=20 SEEDS=2
+"""
+
+# %% Settings
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+import minip2p
+from lessons.common import explains, load, psnr, save, settings
+from lessons.photographs import PORTRAIT, photograph, unseen
+from minip2p import plots
+from minip2p.ddim import ddim_step
+from minip2p.images import open_image
+
+chosen = settings("lesson7")
+STEPS, GUIDANCE = chosen.steps, 7.5
+sd = load(chosen)
+SIZE = sd.check_size(None)
+photo, PROMPT = photograph("house")
+photo = open_image(photo, SIZE)
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+def decibels(a, b) -> float:
+    """The mean PSNR of two lists of pictures."""
+    return sum(psnr(*pair) for pair in zip(a, b)) / len(a)
+
+
+# %% To noise and back, by hand
+# A DDIM step is one line that moves a latent along the predicted noise, from one noise level to another (lesson 1). With
+# the levels the other way round the same line puts noise in. But there is a catch: on the way back the network will be
+# asked about the noisier latent, and on the way there we do not have that yet. We ask about the one at hand instead.
+@torch.no_grad()
+def to_noise(z: Tensor, text: Tensor, steps: int) -> tuple[list[Tensor], list[Tensor]]:
+    """All latents from the clean one to noise, and the noises predicted between them."""
+    timesteps, alphas = sd.schedule.timesteps(steps), sd.schedule.alphas(steps)
+    path, noises = [z], []
+    for i in reversed(range(steps)):
+        noises.append(sd.schedule.noise(sd.unet(z.to(sd.dtype), timesteps[i], text).float(), z, alphas[i]))
+        z = ddim_step(z, noises[-1], alphas[i + 1], alphas[i])
+        path.append(z)
+    return path, noises
+
+
+@torch.no_grad()
+def back(z: Tensor, text: Tensor, guidance: float, steps: int) -> list[Tensor]:
+    """All latents of an ordinary generation from z, listed from clean to noise like those of `to_noise`."""
+    timesteps, alphas = sd.schedule.timesteps(steps), sd.schedule.alphas(steps)
+    path, no_text = [z], sd.encode_text("").expand_as(text)
+    for i, t in enumerate(timesteps):
+        noise = sd.schedule.noise(sd.unet(z.to(sd.dtype), t, text).float(), z, alphas[i])
+        if guidance != 1:
+            without = sd.schedule.noise(sd.unet(z.to(sd.dtype), t, no_text).float(), z, alphas[i])
+            noise = without + guidance * (noise - without)
+        z = ddim_step(z, noise, alphas[i], alphas[i + 1])
+        path.append(z)
+    return path[::-1]
+
+
+z0, text = sd.encode_image(photo), sd.encode_text(PROMPT)
+pivot, noises = to_noise(z0, text, STEPS)
+
+# %% The same with the library
+inversion = minip2p.invert(sd, photo, PROMPT, method="ddim", steps=STEPS, guidance=GUIDANCE)
+by_hand = torch.cat(pivot)
+difference = (by_hand - inversion.latents).abs().max() / inversion.latents.abs().max()
+print(f"by hand and by library: largest relative difference of the latents {difference:.1e}")
+
+# %% There and back
+# If the way back uses the very noises of the way there, each step undoes its twin: only round-off is left. If the network
+# is asked again, it is asked about slightly other latents, and answers slightly differently.
+z, alphas = pivot[-1], sd.schedule.alphas(STEPS)
+for i in range(STEPS):
+    z = ddim_step(z, noises[-1 - i], alphas[i], alphas[i + 1])
+paths = {guidance: back(pivot[-1], text, guidance, STEPS) for guidance in (1, 3, GUIDANCE)}
+print(f"back with the recorded noises: relative error {relative(z, z0):.1e}")
+for guidance, path in paths.items():
+    print(f"back, asking again at guidance {guidance}: relative error {relative(path[0], z0):.1e}")
+
+# %% Where the error comes from
+# The distance between the way back and the pivot, the way there, at every step. Both begin in the same noise. At guidance
+# 1 they stay close. Guidance pushes away from what the picture looks like without its prompt; no step of the way there did.
+lines = {f"guidance {guidance}": [relative(a, b) for a, b in zip(path, pivot)][::-1] for guidance, path in paths.items()}
+figure = plots.curve(
+    range(STEPS + 1), lines, "steps done on the way back", "distance to the pivot,\nrelative",
+    f"{PROMPT!r}, {STEPS} steps: how far the way back is from the way there",
+)  # fmt: skip
+save(figure, chosen, "01_distance")
+
+names = {1: "back at\nguidance 1", 3: "back at\nguidance 3", GUIDANCE: f"back at\nguidance {GUIDANCE}"}
+vae = sd.decode_latents(z0)[0]
+rebuilt = {guidance: sd.decode_latents(path[0])[0] for guidance, path in paths.items()}
+figure = plots.pictures(
+    [[photo, vae, *rebuilt.values()]],
+    [["the photograph", f"through the VAE\n{psnr(vae, photo):.1f} dB"]
+     + [f"{names[guidance]}: {psnr(picture, photo):.1f} dB" for guidance, picture in rebuilt.items()]],
+    f"{PROMPT!r}, {STEPS} steps; PSNR to the photograph. What the VAE alone loses, no inversion brings back",
+)  # fmt: skip
+save(figure, chosen, "02_back")
+
+# %% More steps, smaller steps
+# The substitution on the way there is the better, the closer neighbouring latents are. With twice the steps each is half
+# as long. Three pictures at once: the functions above take any number of them, each with its own text.
+three = [photograph(name) for name in ("house", "cat_on_a_car", "dog_and_castle")]
+clean = torch.cat([sd.encode_image(open_image(picture, SIZE)) for picture, _ in three])
+texts = sd.encode_text([caption for _, caption in three])
+counts = sorted({max(1, STEPS * share // 10) for share in (2, 5, 10, 20)})
+errors = []
+for steps in counts:
+    found = back(to_noise(clean, texts, steps)[0][-1], texts, 1, steps)[0]
+    errors.append(sum(relative(a, b) for a, b in zip(found, clean)) / len(three))
+    print(f"there and back at guidance 1 in {steps} steps: relative error {errors[-1]:.3f}")
+lines = {"measured": errors, "if twice the steps halved it": [errors[0] * counts[0] / steps for steps in counts]}
+figure = plots.curve(
+    counts, lines, "steps", "relative error", f"There and back at guidance 1 in so many steps, mean of {len(three)} pictures"
+)
+save(figure, chosen, "03_steps")
+
+# %% An edit straight away
+# The noise is one from which the model makes nearly this picture, at guidance 1. But at 1 the new word is hardly obeyed,
+# and at the guidance that obeys it, the source beside it is no longer the photograph.
+PROMPTS = [PROMPT, PROMPT.replace("house", "castle")]
+swap = minip2p.Swap(sd.tokenizer, PROMPTS, cross_replace_steps=0.8, self_replace_steps=0.4)
+edits = {}
+for guidance in (1, GUIDANCE):
+    edits[guidance] = sd.generate(PROMPTS, inversion=replace(inversion, guidance=guidance), edit=swap)
+    castle = explains(sd, edits[guidance].latents[1:], PROMPTS) == 1
+    alike = psnr(edits[guidance].images[0], photo)
+    print(f"edit at guidance {guidance}: source {alike:.1f} dB to the photograph; the model calls the edit {PROMPTS[castle]!r}")
+difference = (paths[GUIDANCE][0] - edits[GUIDANCE].latents[:1]).abs().max() / edits[GUIDANCE].latents.abs().max()
+print(f"the source beside the edit and the way back by hand: largest relative difference {difference:.1e}")
+figure = plots.pictures(
+    [[photo, *edits[1].images, *edits[GUIDANCE].images]],
+    [["the photograph", "guidance 1:\nthe source", "guidance 1:\nhouse -> castle", f"guidance {GUIDANCE}:\nthe source",
+      f"guidance {GUIDANCE}:\nhouse -> castle"]],
+    f"{PROMPT!r}, house -> castle straight after DDIM inversion, {STEPS} steps",
+)  # fmt: skip
+save(figure, chosen, "04_edit")
+
+# %% Measured, not picked: unusual subjects
+# Guidance draws towards what the prompt usually looks like. Is an unusual subject lost first? Each odd picture has a twin:
+# the same place and the same things, as training had them. Beside them further unseen pictures, and a photograph of the
+# real world, of which the toy knows neither the things nor the words.
+PAIRS = ("cat", "house_in_snow", "ball", "on_the_sand")
+groups = {
+    "unseen pictures": [unseen(number) for number in range(chosen.seed, chosen.seed + chosen.seeds)],
+    "twins": [photograph(name) for name in PAIRS],
+    "odd ones": [photograph(f"{name}_odd") for name in PAIRS],
+    "a real photograph": [(PORTRAIT, "a woman in a uniform in front of a flag")],
+}
+print(f"\nPSNR to the photograph in dB, {STEPS} steps, inverted at guidance 1")
+print(f"{'':20}{'pictures':>10}{'VAE':>8}{'back at 1':>12}{f'back at {GUIDANCE}':>14}{'lost by guidance':>19}")
+sheet = {}
+for name, members in groups.items():
+    pictures = [open_image(picture, SIZE) for picture, _ in members]
+    clean, texts = torch.cat([sd.encode_image(picture) for picture in pictures]), sd.encode_text([words for _, words in members])
+    noise = to_noise(clean, texts, STEPS)[0][-1]
+    ways = [clean, *(back(noise, texts, guidance, STEPS)[0] for guidance in (1, GUIDANCE))]
+    sheet[name] = [pictures, *(sd.decode_latents(latents) for latents in ways)]
+    through, at_one, guided = (decibels(made, pictures) for made in sheet[name][1:])
+    print(f"{name:20}{len(pictures):>10}{through:>8.1f}{at_one:>12.1f}{guided:>14.1f}{at_one - guided:>19.1f}")
+
+heads = ["the photograph", "through the VAE", "back at\nguidance 1", f"back at\nguidance {GUIDANCE}"]
+rows, titles = [], []
+for i in range(len(PAIRS)):
+    both = [("twin: ", sheet["twins"]), ("odd: ", sheet["odd ones"])]
+    rows.append([column[i] for _, columns in both for column in columns])
+    titles.append([f"{kind}{head}" if not i else "" for kind, _ in both for head in heads])
+rows.append([column[0] for column in sheet["a real photograph"]] + [None] * len(heads))
+titles.append(["a real photograph"] + [""] * (2 * len(heads) - 1))
+save(plots.pictures(rows, titles, f"Usual pictures, odd ones and a real one, {STEPS} steps"), chosen, "05_odd")
+
+# %% Exercises
+# 1. Invert with a prompt that does not fit, sd.encode_text("a boat on the water"), and come back with the same. How much
+#    worse is guidance 1, and how much worse is 7.5? What does the distance figure say about where they part?
+# 2. Ask twice: in `to_noise`, after each step, ask the network again about the latent just reached and repeat the step
+#    with that noise. Print the relative error there and back at guidance 1. Do more repetitions help? (This is a fixed-point
+#    iteration; Pan et al. 2023 use it.)
+# 3. Invert at guidance 7.5 as well, with both texts on the way there. Is the way back better? Look at the standard deviation
+#    of the last latent, which should be about 1: what has become of it, and what would an edit start from?

@@ -1,0 +1,262 @@
+"""What an edit costs beside plain generation: one table, ratios first, then seconds, the arithmetic floor, and memory.
+
+    make bench                                       # the toy; minutes
+    python -m tests.bench.bench --size sd1           # Stable Diffusion 1.5's size, random weights: 4 GB of disk, 15 GB of memory
+    python -m tests.bench.bench --size sd1 --device cuda
+
+The two of a ratio take turns in one process after a run to warm up, and the median over the rounds of their ratio is
+printed. Each peak memory is that of a process of its own. The authors' way is tests/restatement.py: every map of every
+layer, for both halves of guidance, written down in float32. Nothing here is a test.
+"""
+
+import argparse
+import gc
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from minip2p import StableDiffusion, Swap
+from tests import restatement
+from tests.bench import bench_null_text
+from tests.pipelines import write_tokenizer
+
+TOY = Path(__file__).resolve().parents[2] / "weights" / "toy"
+PROMPTS = ["a red cat next to a house", "a red dog next to a house"]
+RATIOS = [
+    ("our plain generation / diffusers'", "plain", "diffusers"),
+    ("our edit / diffusers' plain generation", "edit", "diffusers"),
+    ("our edit / the authors' way", "edit", "authors"),
+    ("second edit of a recorded source / first", "second", "edit"),
+]
+NAMES = {"diffusers": "diffusers, plain", "plain": "ours, plain", "edit": "ours, an edit", "second": "ours, a second edit",
+         "authors": "the authors' way, float32"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """One column of the table: what is run where."""
+
+    size: str  # "toy" or "sd1"
+    folder: str
+    device: str
+    dtype: str
+    pixels: int
+    steps: int
+    rounds: int
+
+
+# ---------------------------------------------------------------- the contestants: two prompts, guidance 7.5, from noise to pictures
+
+
+@cache
+def ours(case: Case) -> StableDiffusion:
+    return StableDiffusion.load(case.folder, case.device, case.dtype)
+
+
+@cache
+def theirs(folder: str, device: str, dtype: str) -> StableDiffusionPipeline:
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=getattr(torch, dtype)).to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def noise(case: Case, pipeline: StableDiffusionPipeline) -> torch.Tensor:
+    side = case.pixels // pipeline.vae_scale_factor
+    drawn = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(0))
+    return drawn.to(pipeline.device, pipeline.dtype)
+
+
+def diffusers(case: Case) -> Callable:
+    pipeline = theirs(case.folder, case.device, case.dtype)
+    start = noise(case, pipeline).expand(2, -1, -1, -1)
+    return lambda: pipeline(PROMPTS, num_inference_steps=case.steps, guidance_scale=7.5, latents=start)
+
+
+def plain(case: Case) -> Callable:
+    sd = ours(case)
+    return lambda: sd.generate(PROMPTS, steps=case.steps, size=case.pixels, progress=False)
+
+
+def edit(case: Case) -> Callable:
+    sd = ours(case)
+    swap = Swap(sd.tokenizer, PROMPTS)
+    return lambda: sd.generate(PROMPTS, steps=case.steps, size=case.pixels, edit=swap, progress=False)
+
+
+def second(case: Case) -> Callable:
+    sd = ours(case)
+    swap = Swap(sd.tokenizer, PROMPTS)
+    recording = sd.record(PROMPTS[0], steps=case.steps, size=case.pixels, progress=False)
+    return lambda: sd.generate(PROMPTS, recording=recording, edit=swap, progress=False)
+
+
+def authors(case: Case) -> Callable:
+    pipeline = theirs(case.folder, case.device, "float32")
+    start, device = noise(case, pipeline), torch.device(case.device)
+    with device:
+        M = restatement.replacement(pipeline.tokenizer, *PROMPTS).to(device)
+        cross, own = (0, int(0.8 * case.steps)), (0, int(0.4 * case.steps))
+        windows = [[cross] * restatement.T]
+        recipe = restatement.Recipe([restatement.replace_with(M)], [torch.ones(restatement.T)], windows, own)
+
+    @torch.no_grad()
+    def run():
+        with device:
+            latents, _ = restatement.generate(pipeline, PROMPTS, recipe, start, case.steps, 7.5)
+            pipeline.image_processor.postprocess(pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample)
+
+    return run
+
+
+CONTESTANTS = {function.__name__: function for function in (diffusers, plain, edit, second, authors)}
+
+
+# ---------------------------------------------------------------- measuring, in a process of its own
+
+
+def seconds(run: Callable, device: str) -> float:
+    begun = time.perf_counter()
+    run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun
+
+
+def measure_times(case: Case) -> dict:
+    """Each contestant's median seconds, and the median over the rounds of each ratio."""
+    runs = {name: make(case) for name, make in CONTESTANTS.items()}
+    for run in runs.values():
+        run()
+    rounds = []
+    for _ in range(case.rounds):
+        rounds.append({name: seconds(run, case.device) for name, run in runs.items()})
+    ratios = [statistics.median(each[above] / each[below] for each in rounds) for _, above, below in RATIOS]
+    medians = {name: statistics.median(each[name] for each in rounds) for name in runs}
+    return {"ratios": ratios, "seconds": medians} | floor(case)
+
+
+def measure_memory(case: Case, name: str) -> dict:
+    """MiB with the models only, and at the peak of one run."""
+    run = CONTESTANTS[name](case)
+    gc.collect()
+    if case.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    model = bench_null_text.peak()
+    run()
+    return {"model": model, "peak": bench_null_text.peak()}
+
+
+def floor(case: Case) -> dict:
+    """The multiplications of plain generation, two flops each, and how long this device takes for so many in large matrix products."""
+    sd = ours(case)
+    side = case.pixels // sd.vae.config.factor
+    with torch.device("meta"), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        unet, vae = type(sd.unet)(sd.unet.config), type(sd.vae)(sd.vae.config)
+        T, D = sd.tokenizer.context, sd.unet.config.cross_attention_dim
+        with FlopCounterMode(display=False) as of_step:
+            unet(torch.empty(4, 4, side, side), 1, torch.empty(4, T, D))
+        with FlopCounterMode(display=False) as of_decoding:
+            vae.decode(torch.empty(2, 4, side, side))
+    flops = case.steps * of_step.get_total_flops() + of_decoding.get_total_flops()
+    n = 8192 if case.device == "cuda" else 2048
+    a = torch.randn(n, n, device=case.device, dtype=getattr(torch, case.dtype))
+    rates = [2 * n**3 / seconds(lambda: a @ a, case.device) for _ in range(6)]
+    return {"flops": flops, "rate": max(rates[1:])}
+
+
+# ---------------------------------------------------------------- the table
+
+
+def write_sd1(folder: Path) -> None:
+    """Stable Diffusion 1.5's architecture with random weights, in float16, in diffusers' layout."""
+    write_tokenizer(folder / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    torch.manual_seed(0)
+    text = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+    down = ("DownEncoderBlock2D",) * 4
+    vae = AutoencoderKL(down_block_types=down, up_block_types=("UpDecoderBlock2D",) * 4, block_out_channels=(128, 256, 512, 512),
+                        layers_per_block=2, sample_size=512)  # fmt: skip
+    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+                              set_alpha_to_one=False, steps_offset=1)  # fmt: skip
+    StableDiffusionPipeline(
+        vae=vae.half(), text_encoder=CLIPTextModel(text).half(), tokenizer=tokenizer, unet=unet.half(), scheduler=scheduler,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    ).save_pretrained(folder)  # fmt: skip
+
+
+def in_a_process(case: Case, what: str) -> dict:
+    command = [sys.executable, "-m", "tests.bench.bench", "--measure", what, "--case", json.dumps(vars(case))]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def null_text(size: str) -> tuple[float, float]:
+    """Seconds and peak MiB of a null-text step, ours over the published way; see bench_null_text.py."""
+    rows = []
+    for way in ("ours", "published"):
+        command = [sys.executable, "-m", "tests.bench.bench_null_text", size, way]
+        rows.append(json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout))
+    return rows[0]["seconds"] / rows[1]["seconds"], rows[0]["peak"] / rows[1]["peak"]
+
+
+def report(case: Case) -> None:
+    times = in_a_process(case, "times")
+    print(f"\n{case.size}, {case.pixels} x {case.pixels}, {case.steps} steps, two prompts, {case.dtype}, {case.device}, {case.rounds} rounds")
+    for (label, _, _), ratio in zip(RATIOS, times["ratios"]):
+        print(f"  {label:45}{ratio:8.2f}")
+    best = times["flops"] / times["rate"]
+    print(f"  {'our edit / the arithmetic floor':45}{times['seconds']['edit'] / best:8.2f}")
+    print(f"  {'':45}{'seconds':>8}{'peak MiB':>10}{'above the models':>18}", flush=True)
+    for name, label in NAMES.items():
+        memory = in_a_process(case, name)
+        above = memory["peak"] - memory["model"]
+        print(f"  {label:45}{times['seconds'][name]:8.2f}{memory['peak']:10.0f}{above:18.0f}", flush=True)
+    floor_label = f"floor: {times['flops'] / 1e12:.3g} Tflop at {times['rate'] / 1e12:.3g} Tflop/s"
+    print(f"  {floor_label:45}{best:8.2f}", flush=True)
+
+
+def cases(size: str, device: str, folder: str) -> list[Case]:
+    dtypes = ("float16", "float32") if device == "cuda" else ("float32", "bfloat16")
+    if size == "toy":
+        return [Case(size, folder, device, dtype, 64, 10, 9) for dtype in dtypes]
+    pixels, steps, rounds = (512, 50, 3) if device == "cuda" else (256, 1, 1)
+    return [Case(size, folder, device, dtype, pixels, steps, rounds) for dtype in dtypes]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
+    parser.add_argument("--size", choices=("toy", "sd1", "all"), default="toy")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        case = Case(**json.loads(args.case))
+        print(json.dumps(measure_times(case) if args.measure == "times" else measure_memory(case, args.measure)))
+        return
+    for size in ("toy", "sd1") if args.size == "all" else (args.size,):
+        with tempfile.TemporaryDirectory() as scratch:
+            if size == "sd1":
+                write_sd1(Path(scratch))
+            for case in cases(size, args.device, str(TOY) if size == "toy" else scratch):
+                report(case)
+        times, memory = null_text(size)
+        print(f"\n{size}: null-text step, ours / the published way: time {times:.2f}, peak memory {memory:.2f} (bench_null_text.py)")
+
+
+if __name__ == "__main__":
+    main()

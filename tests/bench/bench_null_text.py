@@ -1,0 +1,134 @@
+"""One step of null-text inversion: ours, ours with checkpointing, and as the authors published it. Seconds and memory.
+
+    python -m tests.bench.bench_null_text            # the toy's size: about a minute
+    python -m tests.bench.bench_null_text sd1        # Stable Diffusion 1.5's size, random weights: minutes, 12 GiB of memory
+
+A step is what happens between two latents: the noise with text once, then updates of the embedding, then the step itself.
+The published way runs through the same UNet, but writes every attention map down in float32, lets the gradient of every
+weight be computed on the way back, and asks again for both halves of guidance when it takes the step. Each row is a process
+of its own; its peak memory is that of the process, or, on a GPU, of torch; on a CPU the seconds are processor time, summed
+over threads. Nothing here is a test.
+"""
+
+import gc
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from types import MethodType, SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+
+from minip2p import StableDiffusion
+from minip2p.ddim import Schedule, ddim_step
+from minip2p.inversion import fit_null_text
+from minip2p.unet import UNet, UNetConfig
+
+WAYS = ("published", "ours", "ours, checkpointing")
+GUIDANCE, LR = 7.5, 0.01
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+CLOCK = time.perf_counter if DEVICE == "cuda" else time.process_time  # processor time: other programs beside it do not count
+
+
+@dataclass(frozen=True)
+class Size:
+    unet: UNetConfig
+    side: int  # of the latent
+    updates: int
+    rounds: int  # the median of so many is taken
+
+
+TOY = UNetConfig(
+    sample_size=16, block_out_channels=(64, 128, 128), down_attention=(True, True, False), layers_per_block=1,
+    cross_attention_dim=128, heads=(2, 2, 2),
+)  # fmt: skip
+SIZES = {"toy": Size(TOY, 16, 10, 5), "sd1": Size(UNetConfig(), 32, 2, 1)}
+
+
+def published(sd, pivot, text, guidance, updates, lr) -> None:
+    """The authors' step, from their release: autograd reaches every weight, since nothing was told not to."""
+
+    def every_map(maps, site):  # asked at every layer, so every layer writes its maps down
+        return maps
+
+    [t], (a_from, a_to) = sd.schedule.timesteps(1), sd.schedule.alphas(1)
+    z, target, null = pivot[1:], pivot[:1], sd.encode_text("").clone().requires_grad_()
+    adam = torch.optim.Adam([null], lr)
+    with torch.no_grad():
+        with_text = sd.unet(z, t, text, edit=every_map)
+    for _ in range(updates):
+        without = sd.unet(z, t, null, edit=every_map)
+        loss = F.mse_loss(ddim_step(z, without + guidance * (with_text - without), a_from, a_to), target)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        loss.item()  # they compare it with their threshold
+    with torch.no_grad():
+        without, with_text = sd.unet(torch.cat([z, z]), t, torch.cat([null, text]), edit=every_map).chunk(2)
+        ddim_step(z, without + guidance * (with_text - without), a_from, a_to)
+
+
+def measure(name: str, way: str) -> dict[str, float]:
+    """One row, in this process: the median seconds of a step, the memory with only the model, and the peak, in MiB."""
+    size = SIZES[name]
+    torch.manual_seed(0)
+    unet = UNet(size.unet).to(DEVICE).eval().requires_grad_(way == "published")
+    D = size.unet.cross_attention_dim
+    empty, text = torch.randn(2, 1, 77, D, device=DEVICE)
+    sd = SimpleNamespace(unet=unet, schedule=Schedule(), dtype=torch.float32, encode_text=lambda prompt: empty)
+    sd.guided_noise = MethodType(StableDiffusion.guided_noise, sd)
+    pivot = torch.randn(2, 4, size.side, size.side, device=DEVICE)
+
+    def step():
+        if way == "published":
+            return published(sd, pivot, text, GUIDANCE, size.updates, LR)
+        with torch.no_grad():
+            return fit_null_text(sd, pivot, text, GUIDANCE, size.updates, LR, "checkpointing" in way, progress=False)
+
+    gc.collect()
+    model = peak()
+    with torch.no_grad():
+        unet(pivot[:1], 500, text)  # the warm-up
+    seconds = []
+    for _ in range(size.rounds):
+        start = CLOCK()
+        step()
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(CLOCK() - start)
+    return {"seconds": statistics.median(seconds), "model": model, "peak": peak()}
+
+
+def peak() -> float:
+    """The most memory used so far, in MiB."""
+    if DEVICE == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def main() -> None:
+    if len(sys.argv) == 3:
+        print(json.dumps(measure(*sys.argv[1:])))
+        return
+    name = sys.argv[1] if len(sys.argv) == 2 else "toy"
+    if name not in SIZES:
+        sys.exit(f"there is no size {name!r}: use one of {', '.join(SIZES)}")
+    size = SIZES[name]
+    print(f"{name}, latent {size.side} x {size.side}, {size.updates} updates, float32, {DEVICE}, median of {size.rounds}")
+    print(f"{'':22}{'seconds':>10}{'ratio':>8}{'peak MiB':>11}{'above the model':>18}", flush=True)
+    first = None
+    for way in WAYS:
+        command = [sys.executable, "-m", "tests.bench.bench_null_text", name, way]
+        row = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+        first = first or row["seconds"]
+        above = row["peak"] - row["model"]
+        print(f"{way:22}{row['seconds']:>10.2f}{row['seconds'] / first:>8.2f}{row['peak']:>11.0f}{above:>18.0f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

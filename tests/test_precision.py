@@ -1,0 +1,126 @@
+"""Half precision, what is not finite, and that the loop never waits for the device."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from minip2p import Add, LocalBlend, PromptError, StableDiffusion, Swap
+from minip2p.devices import pick_device
+
+TOY = Path(__file__).resolve().parent.parent / "weights" / "toy"
+PROMPTS = ["a red cat on the grass", "a red dog on the grass"]
+QUIET = {"progress": False}
+
+
+@pytest.fixture(scope="module")
+def toy() -> StableDiffusion:
+    return StableDiffusion.load(TOY, device="cpu")
+
+
+def psnr(ours, theirs) -> float:
+    """dB, over all the pictures together, before they are rounded to eight bits: values from -1 to 1."""
+    return (-10 * ((ours - theirs) / 2).square().mean().log10()).item()
+
+
+def pictures(sd: StableDiffusion, edited: bool) -> torch.Tensor:
+    """Two seeds of a plain generation or of an edit, as the VAE makes them."""
+    edit = Swap(sd.tokenizer, PROMPTS) if edited else None
+    latents = torch.cat([sd.generate(PROMPTS, seed=seed, steps=10, edit=edit, **QUIET).latents for seed in (0, 1)])
+    with torch.no_grad():
+        return sd.vae.decode((latents / sd.vae.config.scaling_factor).to(sd.device, sd.dtype)).float().cpu().clamp(-1, 1)
+
+
+@pytest.mark.parametrize("edited", [False, True], ids=["generation", "edit"])
+@pytest.mark.parametrize("device, dtype", [("cpu", "bfloat16"), ("cpu", "float16"), ("cuda", "bfloat16"), ("cuda", "float16")])
+def test_half_precision_makes_the_same_pictures(toy, device, dtype, edited):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    half = StableDiffusion.load(TOY, device, dtype)
+    assert psnr(pictures(half, edited), pictures(toy, edited)) > 40
+
+
+# ---------------------------------------------------------------- not finite
+
+
+@pytest.mark.parametrize(
+    "spoiled, part",
+    [
+        ("text_encoder.final_layer_norm.bias", "the text encoder"),
+        ("unet.conv_out.bias", "the UNet"),
+        ("vae.decoder.conv_out.bias", "the VAE's decoder"),
+        ("vae.encoder.conv_out.bias", "the VAE's encoder"),
+    ],
+)
+@pytest.mark.parametrize("dtype, fix", [("float32", "float16 would not help"), ("float16", "dtype bfloat16 or float32")])
+def test_what_is_not_finite_is_named(sd1, dtype, fix, spoiled, part):
+    sd = StableDiffusion.load(sd1.folder, device="cpu", dtype=dtype)
+    network, _, name = spoiled.partition(".")
+    getattr(sd, network).get_parameter(name).data[0] = torch.nan
+    with pytest.raises(FloatingPointError, match=f"output of {part} is not finite in torch.{dtype}: .*{fix}") as error:
+        sd.encode_image(sd.generate(PROMPTS, steps=1, **QUIET).images[0])
+    assert "\n" not in str(error.value)
+
+
+# ---------------------------------------------------------------- the device
+
+
+@pytest.mark.parametrize("device", ["meta", "cuda"])
+def test_the_loop_never_waits_for_the_device(sd1, monkeypatch, device):
+    """On the meta device there are no numbers: whoever asks for one raises. On a GPU torch itself keeps watch."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    there = torch.device(device)
+    own = StableDiffusion.load(sd1.folder, device="cpu")
+    moved = {name: getattr(own, name).to(there) for name in ("text_encoder", "unet", "vae")}
+    sd = dataclasses.replace(own, **moved, device=there)
+    monkeypatch.setattr(StableDiffusion, "check_finite", lambda sd, values, part="": None)
+    monkeypatch.setattr(StableDiffusion, "decode_latents", lambda sd, latents: [])
+    monkeypatch.setattr("minip2p.saved.Kept.fits", lambda *given, **named: None)
+    monkeypatch.setattr("minip2p.recording.fingerprint", lambda sd: torch.zeros(2, 1))
+    if device == "cuda":
+        forward = sd.unet.forward  # from the first step on; what is copied before it may be waited for
+
+        def watched(*given, **named):
+            torch.cuda.set_sync_debug_mode("error")
+            return forward(*given, **named)
+
+        monkeypatch.setattr(sd.unet, "forward", watched)
+    try:
+        blend = LocalBlend(sd.tokenizer, PROMPTS, ["cat", "dog"], exclude="grass", start=0.0)
+        edit = Add(sd.tokenizer, PROMPTS, {"default_": 0.8, "dog": (0.2, 0.6)}, 0.4, blend)
+        assert sd.generate(PROMPTS, steps=4, edit=edit, record=True, **QUIET).latents.shape == (2, 4, 16, 16)
+        torch.cuda.set_sync_debug_mode("default") if device == "cuda" else None
+        recording = sd.record(PROMPTS[0], steps=4, **QUIET)
+        torch.cuda.set_sync_debug_mode("default") if device == "cuda" else None
+        assert sd.generate(PROMPTS, recording=recording, edit=edit, **QUIET).latents.shape == (2, 4, 16, 16)
+    finally:
+        torch.cuda.set_sync_debug_mode("default") if device == "cuda" else None
+
+
+@pytest.mark.parametrize("device", ["tpu9", "xpu", "meta", "cuda:99", 3.5, True, ["cpu"], ""])
+def test_a_device_that_is_not_there_is_refused(device):
+    with pytest.raises(PromptError, match="device") as error:
+        pick_device(device)
+    assert "\n" not in str(error.value) and ("use one of cuda, mps, cpu" in str(error.value) or "use cpu" in str(error.value))
+
+
+# ---------------------------------------------------------------- other slips that used to be tracebacks, or silence
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        ({"edit": "swap"}, "edit is 'swap': give a Swap"),
+        ({"negative": "snow", "guidance": 1}, "no say at guidance 1"),
+    ],
+)
+def test_what_generate_cannot_use_is_refused(sd1, options, named):
+    with pytest.raises(PromptError, match=named):
+        sd1.ours.generate(PROMPTS, steps=1, **options, **QUIET)
+
+
+def test_a_path_is_no_picture_yet(sd1):
+    with pytest.raises(PromptError, match="the image is a str: open it first"):
+        sd1.ours.encode_image("photo.png")
