@@ -34,6 +34,12 @@ scorecard: $(RUNTIME) ## measure how good the toy is (20 minutes; weights/scorec
 bench: $(TESTING) ## compare speed and memory with diffusers and the authors' way
 	$(PYTHON) -m tests.bench.bench
 
+FIGURES := lesson1/01_beliefs lesson2/03_steps lesson3/03_window lesson4/02_phrases lesson5/02_words lesson6/06_stack \
+           lesson7/04_edit lesson8/03_edits lesson9/01_rivals
+pictures: lesson1 lesson2 lesson3 lesson4 lesson5 lesson6 lesson7 lesson8 lesson9 ## draw the README's pictures anew (all lessons)
+	cp out/lesson3/05_seeds.png lessons/images/swap.png
+	$(foreach figure,$(FIGURES),cp out/$(figure).png lessons/images/$(firstword $(subst /, ,$(figure))).png;)
+
 clean: ## remove the virtual environment and what lessons wrote
 	rm -rf $(VENV) out
 
@@ -47,5 +53,5 @@ $(VENV)/tests-installed: requirements-test.txt $(VENV)/runtime-installed
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
 	@touch $@
 
-.PHONY: help test weights toy scorecard bench clean
+.PHONY: help test weights toy scorecard bench pictures clean
 .DEFAULT_GOAL := help

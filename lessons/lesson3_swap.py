@@ -1,4 +1,4 @@
-"""Swap a word: a dog in the place of the cat, and nothing else moved.
+"""Swap a word: a car in the place of the boat, and nothing else moved.
 
 You will see one picture and three attempts to change one word of its prompt: with the same noise and no control, with
 one attention map carried over, and with Prompt-to-Prompt (Hertz et al. 2022). Then how long the maps must be held, what
@@ -17,8 +17,8 @@ from minip2p.ddim import ddim_step
 
 chosen = settings("lesson3")
 SEED, STEPS, GUIDANCE = chosen.seed, chosen.steps, 7.5
-SOURCE = "a cat next to a house in the snow"
-TARGET = "a dog next to a house in the snow"
+SOURCE = "a boat next to a house by a river"
+TARGET = "a car next to a house by a river"
 PROMPTS = [SOURCE, TARGET]
 sd = load(chosen)
 
@@ -44,7 +44,7 @@ def edit_at(step):
     def edit(maps, site):
         source, target = maps[:1], maps[1:]
         if site.kind == "cross" and step < int(CROSS * STEPS):
-            target = source  # "dog" looks where "cat" looked, and every other word where it looked itself
+            target = source  # "car" looks where "boat" looked, and every other word where it looked itself
         if site.kind == "self" and step < int(SELF * STEPS) and site.height * site.width <= 16 * 16:
             target = source
         return torch.cat([source, target])
@@ -78,35 +78,35 @@ print(f"by hand and by library: largest relative difference of the latents {diff
 same = (edited.latents[0] - free.latents[0]).abs().max() / free.latents.abs().max()
 print(f"the source with and without an edit beside it: {same:.1e}")
 
-source, dog_free, dog = free.images[0], free.images[1], edited.images[1]
+source, car_free, car = free.images[0], free.images[1], edited.images[1]
 figure = plots.pictures(
-    [[source, dog_free, dog]],
-    [["the source:\n... a cat ...", "... a dog ...\nsame noise, no control", "... a dog ...\nwith the cat's maps"]],
-    caption(f"{SOURCE!r}, cat -> dog"),
+    [[source, car_free, car]],
+    [["the source:\na boat ...", "a car ...\nsame noise, no control", "a car ...\nwith the boat's maps"]],
+    caption(f"{SOURCE!r}, boat -> car"),
 )
 save(figure, chosen, "01_swap")
 
 # %% The maps that made it so
-# Without control "dog" finds a place of its own. In the edit it is handed the cat's map, step after step, until the
-# window ends; what the picture shows there is up to the word's value vector, V, which is the dog's.
+# Without control "car" finds a place of its own. In the edit it is handed the boat's map, step after step, until the
+# window ends; what the picture shows there is up to the word's value vector, V, which is the car's.
 rows = [
     ("the source", source, free.maps, 0),
-    ("no control", dog_free, free.maps, 1),
-    ("the edit", dog, edited.maps, 1),
+    ("no control", car_free, free.maps, 1),
+    ("the edit", car, edited.maps, 1),
 ]
-save(plots.word_maps(rows, caption(f"{SOURCE!r}, cat -> dog; {plots.layers_of(free)}")), chosen, "02_maps")
+save(plots.word_maps(rows, caption(f"{SOURCE!r}, boat -> car; {plots.layers_of(free)}")), chosen, "02_maps")
 
 # %% The naive idea: carry over the n-th map only
 # If the n-th map belonged to the n-th word alone, replacing that one would do. But every other word's map is computed
 # from a picture that has begun to move, and the rest of the layout is in those maps and in the self-attention.
-(CAT,) = sd.tokenizer.positions(SOURCE, "cat")
+(BOAT,) = sd.tokenizer.positions(SOURCE, "boat")
 
 
 def only_one_map(step):
     def edit(maps, site):
         if site.kind != "cross" or step >= int(CROSS * STEPS):
             return maps
-        nth = torch.arange(maps.shape[-1], device=maps.device) == CAT
+        nth = torch.arange(maps.shape[-1], device=maps.device) == BOAT
         return torch.where(nth, maps[:1], maps)  # one column from the source, the others its own
 
     return edit
@@ -124,16 +124,19 @@ naive = sd.generate(PROMPTS, seed=SEED, steps=STEPS, guidance=GUIDANCE, edit=Nai
 # %% How long to hold on
 # A window of 0 is no control; at 1 the source's maps stay to the end, and the new word never draws with its own.
 windows = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-sweep = [
-    sd.generate(PROMPTS, seed=SEED, steps=STEPS, guidance=GUIDANCE,
-                edit=minip2p.Swap(sd.tokenizer, PROMPTS, cross_replace_steps=window, self_replace_steps=window / 2)).images[1]
-    for window in windows
-]  # fmt: skip
+
+
+def held(window):
+    edit = minip2p.Swap(sd.tokenizer, PROMPTS, cross_replace_steps=window, self_replace_steps=window / 2)
+    return sd.generate(PROMPTS, seed=SEED, steps=STEPS, guidance=GUIDANCE, edit=edit).images[1]
+
+
+sweep = [{0.0: car_free, CROSS: car}.get(window) or held(window) for window in windows]
 names = [f"{window:.0%}" for window in windows]
 figure = plots.pictures(
     [[source, naive.images[1]], sweep],
     [["the source", "only the n-th map"], names],
-    caption(f"{SOURCE!r}, cat -> dog. Below: the share of the steps with the source's word maps (self-attention: half of it)"),
+    caption(f"{SOURCE!r}, boat -> car. Below: the share of the steps with the source's word maps (self-attention: half of it)"),
 )
 save(figure, chosen, "03_window")
 
@@ -144,32 +147,40 @@ other_free = sd.generate(PROMPTS, steps=STEPS, guidance=GUIDANCE, latents=apart)
 other = sd.generate(PROMPTS, steps=STEPS, guidance=GUIDANCE, latents=apart, edit=swap)
 
 # %% A word that takes two tokens
-# "bicycle" is two tokens here, as rare words are in CLIP. Each gets half of the cat's map, and every later word still
+# "bicycle" is two tokens here, as rare words are in CLIP. Each gets half of the boat's map, and every later word still
 # gets its own. (The authors' code goes wrong here: it maps token j to token j, and everything after the word slips.)
-LONG = [SOURCE, SOURCE.replace("cat", "bicycle")]
+LONG = [SOURCE, SOURCE.replace("boat", "bicycle")]
 print("tokens:", ", ".join(f"{word} {positions}" for word, positions in sd.tokenizer.words(LONG[1])))
 bicycle = sd.generate(LONG, seed=SEED, steps=STEPS, guidance=GUIDANCE, edit=minip2p.Swap(sd.tokenizer, LONG))
 figure = plots.pictures(
     [[source, other_free.images[1], other.images[1], bicycle.images[1]]],
-    [["the source", f"dog, noise of seed {SEED + 1}\nno control", f"dog, noise of seed {SEED + 1}\nwith the cat's maps",
-      "bicycle (two tokens)\nwith the cat's map"]],
-    caption(f"{SOURCE!r} and swaps of its cat"),
+    [["the source", f"car, noise of seed {SEED + 1}\nno control", f"car, noise of seed {SEED + 1}\nwith the boat's maps",
+      "bicycle (two tokens)\nwith the boat's map"]],
+    caption(f"{SOURCE!r} and swaps of its boat"),
 )  # fmt: skip
 save(figure, chosen, "04_noise_and_tokens")
 
 # %% Measured, not picked
-# Over several seeds: is it a dog now (does "dog" explain the picture better to the model than "cat" does?), and how much
-# of the picture is another than the source's? Some of it must be: the animal.
+# Over several seeds: is it a car now (does the new prompt explain the picture better to the model than the old one does?),
+# and how much of the picture is another than the source's? Some of it must be: where the boat was.
 attempts = {"no control": None, "only the n-th map": Naive(), "Prompt-to-Prompt": swap}
-table = {name: [] for name in attempts}
-for seed in range(SEED, SEED + chosen.seeds):
+seen = dict(zip(attempts, (free, naive, edited)))
+table, sheet, seeds = {name: [] for name in attempts}, [], range(SEED, SEED + chosen.seeds)
+for seed in seeds:
+    sheet.append([])
     for name, edit in attempts.items():
-        result = sd.generate(PROMPTS, seed=seed, steps=STEPS, guidance=GUIDANCE, edit=edit)
+        result = seen[name] if seed == SEED else sd.generate(PROMPTS, seed=seed, steps=STEPS, guidance=GUIDANCE, edit=edit)
         reached = explains(sd, result.latents[1:], PROMPTS) == 1
         table[name].append((reached, changed(*result.images), psnr(*result.images)))
+        sheet[-1] += result.images if not sheet[-1] else result.images[1:]
+figure = plots.sweep(
+    sheet, [f"seed {seed}" for seed in seeds], ["the source", "a car, no control", "only the n-th map", "Prompt-to-Prompt"],
+    f"{SOURCE!r}, boat -> car\n{STEPS} steps, guidance {GUIDANCE}",
+)  # fmt: skip
+save(figure, chosen, "05_seeds")
 
-print(f"\n{SOURCE!r}, cat -> dog, seeds {SEED} to {SEED + chosen.seeds - 1}, {STEPS} steps")
-print(f"{'':20}{'a dog now':>12}{'pixels changed':>17}{'PSNR to source':>17}")
+print(f"\n{SOURCE!r}, boat -> car, seeds {seeds[0]} to {seeds[-1]}, {STEPS} steps")
+print(f"{'':20}{'a car now':>12}{'pixels changed':>17}{'PSNR to source':>17}")
 for name, rows in table.items():
     reached, other, alike = (sum(column) / len(rows) for column in zip(*rows))
     print(f"{name:20}{reached:>12.0%}{other:>17.0%}{alike:>14.1f} dB")
@@ -177,6 +188,6 @@ for name, rows in table.items():
 # %% Exercises
 # 1. Swap the house instead: SOURCE.replace("house", "castle"). Which of the two objects stays put without control, and
 #    does the table still rank the three attempts in the same order?
-# 2. Set SELF to 0, then to 1. What does the self-attention hold that the word maps do not? (Watch the dog's outline.)
-# 3. Give the words windows of their own: Swap(..., cross_replace_steps={"default_": 0.8, "dog": 0.3}). The dog becomes
-#    more of a dog, and keeps less of the cat: print the table for it. Where would you stop?
+# 2. Set SELF to 0, then to 1. What does the self-attention hold that the word maps do not? (Watch the car's outline.)
+# 3. Give the words windows of their own: Swap(..., cross_replace_steps={"default_": 0.8, "car": 0.3}). The car is freer
+#    to be a car, and keeps less of the boat: print the table for it. Where would you stop?

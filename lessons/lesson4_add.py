@@ -24,8 +24,8 @@ PHRASES = {
     "a pencil sketch": f"a pencil sketch of {SOURCE}",
     "at night": f"{SOURCE} at night",
     "with flowers": f"{SOURCE} with flowers",
-    "blue": SOURCE.replace("a car", "a blue car"),
-    "three at once": f"a child's drawing of {SOURCE.replace('a car', 'a blue car')} at night",
+    "red": SOURCE.replace("a car", "a red car"),
+    "three at once": f"a child's drawing of {SOURCE.replace('a car', 'a red car')} at night",
 }
 DROPPED = SOURCE.replace("a car next to ", "")
 PROMPTS = [SOURCE, *PHRASES.values(), DROPPED]
@@ -189,12 +189,12 @@ def colour_on_the_ground(picture):
     return ((ground.argmax(-1) != 1) & (ground.amax(-1) - ground.amin(-1) > 0.3)).float().mean()
 
 
-def deep_blue(picture):
-    """The share of pixels of a blue deeper than the sky's by day."""
-    return ((picture[..., 2] > 0.4) & (picture[..., :2].amax(-1) < 0.6 * picture[..., 2])).float().mean()
+def red(picture):
+    """The share of pixels whose red clearly exceeds both other colours."""
+    return (picture[..., 0] - picture[..., 1:].amax(-1) > 0.3).float().mean()
 
 
-MEASURES = dict(zip(PHRASES, (near_white, greyness, darkness, colour_on_the_ground, deep_blue)))
+MEASURES = dict(zip(PHRASES, (near_white, greyness, darkness, colour_on_the_ground, red)))
 FEW = max(1, STEPS // 4)  # to compare pictures with each other, a quarter of the steps is enough
 prompts = [SOURCE, *(PHRASES[phrase] for phrase in MEASURES)]
 short = minip2p.Add(sd.tokenizer, prompts, cross_replace_steps=0.5, self_replace_steps=0.2)
@@ -223,4 +223,4 @@ if pairs:
 # 1. Give only the night a shorter window: Add(..., cross_replace_steps={"default_": 0.8, "at night": 0.3}). What is a
 #    window to a word that has no source? (Look at keep in minip2p/edits.py, then compare the latents.)
 # 2. Set SELF to 0. For which phrases does the layout column of 0.8 fall, and which did not need it?
-# 3. Predict `partners` for "a car" -> "a blue car next to a car", then print it. Which car is the old one?
+# 3. Predict `partners` for "a car" -> "a red car next to a car", then print it. Which car is the old one?

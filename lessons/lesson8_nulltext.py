@@ -146,8 +146,7 @@ caption = {name: inversion.prompt for name, inversion in inversions.items()}
 castle = [caption["house"], caption["house"].replace("house", "castle")]
 night = [caption["dog_and_castle"], caption["dog_and_castle"] + " at night"]
 cloudy = [caption["cat_on_a_car"]] * 2
-# The toy's maps are diffuse (lesson 6): with the published threshold of 0.3 nearly everything would be inside.
-blend = minip2p.LocalBlend(words, castle, ["house", "castle"], threshold=0.7)
+blend = minip2p.LocalBlend(words, castle, ["house", "castle"])
 edits = {
     "swap": ("house", "house -> castle", minip2p.Swap(words, castle)),
     "swap, local blend": ("house", "house -> castle, blended", minip2p.Swap(words, castle, blend=blend)),

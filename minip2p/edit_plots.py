@@ -127,7 +127,7 @@ def draw_windows(figure: Figure, tokenizer: CLIPTokenizer, edit: Edit, steps: in
 def draw_cells(figure: Figure, values: Tensor, names: Sequence[str], box: Box, grid: bool = True):
     """Cells (rows, columns) from -1, a token's own, to 1, the source's, with names at the left; returns their axes."""
     axes = add_axes(figure, *box)
-    axes.imshow(values, cmap=ORIGIN, vmin=-1, vmax=1, interpolation="nearest", aspect="auto")
+    axes.imshow(values.numpy(), cmap=ORIGIN, vmin=-1, vmax=1, interpolation="nearest", aspect="auto")
     axes.set_yticks(range(len(names)), names, fontsize=label_size(len(names)), parse_math=False)
     if grid:
         axes.set_xticks([column - 0.5 for column in range(values.shape[1] + 1)], minor=True)

@@ -43,7 +43,7 @@ class Edit:
         first, last = (self.cross_window.double() * steps).floor().unbind(-1)
         window = ((first <= step) & (step < last)).float()  # (N, T)
         in_self_window = int(self.self_window[0] * steps) <= step < int(self.self_window[1] * steps)
-        window_or_none = window[:, None, None].to(self.M.device) if window.any() else None
+        window_or_none = window[:, None, None].to(self.M.device, non_blocking=True) if window.any() else None
         return StepEdit(self, window_or_none, in_self_window)
 
     def to(self, device: torch.device) -> "Edit":

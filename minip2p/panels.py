@@ -109,9 +109,9 @@ def draw_cell(axes, cell: Cell, panel: float, bottom: float, top: float):
         return None
     look = {"cmap": COLOURS, "vmin": bottom, "vmax": top}
     if not cell.picture:
-        return axes.imshow(cell.share.float().cpu(), interpolation="nearest", **look)
+        return axes.imshow(cell.share.float().cpu().numpy(), interpolation="nearest", **look)
     share = F.interpolate(cell.share[None, None].float().cpu(), cell.picture.size[::-1], mode="bicubic")[0, 0]
-    return axes.imshow(share, alpha=(0.3 + 0.6 * share.abs() / top).clamp(0, 0.9).numpy(), **look)
+    return axes.imshow(share.numpy(), alpha=(0.3 + 0.6 * share.abs() / top).clamp(0, 0.9).numpy(), **look)
 
 
 def scale(grid: Grid) -> tuple[float, float, bool]:

@@ -198,7 +198,9 @@ class UNet(nn.Module):
         x = run(self.mid_block, waiting[-1], time, text, edit)
         for block in self.up_blocks:
             x = run(block, x, [waiting.pop() for _ in block.resnets], time, text, edit)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        x, last = F.silu(self.conv_norm_out(x)).float(), self.conv_out
+        # In float32, for guidance multiplies the difference of two outputs, and so their rounding, by 7.5.
+        return F.conv2d(x, last.weight.float(), last.bias.float(), padding=1)
 
     def sites(self, height: int, width: int) -> list[Site]:
         """Every attention layer in the order it runs, with the size its maps have for a latent of this size."""
