@@ -1,7 +1,9 @@
 """What every lesson shares: its settings from the environment, saving a figure, and measures of a picture."""
 
 import os
+import resource
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from minip2p import CheckpointError, PromptError, StableDiffusion
 from minip2p.files import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
+BEGUN = time.perf_counter()
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,12 @@ def save(figure: Figure, chosen: Settings, name: str) -> None:
     path = chosen.out / f"{name}.png"
     write_whole(path, figure.savefig)
     print(f"-> {path}", flush=True)
+
+
+def spent() -> None:
+    """Say how long the lesson took, and how much memory at most."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)  # bytes, or KiB
+    print(f"\n{time.perf_counter() - BEGUN:.0f} s on {torch.get_num_threads()} CPU threads, at most {peak:.0f} MiB of memory")
 
 
 # ---------------------------------------------------------------- measures

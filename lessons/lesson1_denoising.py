@@ -10,7 +10,7 @@ About a minute on two CPU cores.
 # %% Settings
 import torch
 
-from lessons.common import as_array, explains, load, psnr, save, settings
+from lessons.common import as_array, explains, load, psnr, save, settings, spent
 from minip2p import plots
 from minip2p.ddim import predict_clean
 from minip2p.panels import some
@@ -205,6 +205,7 @@ for w, run in guided.items():
 print(f"\n{'negative prompt':44}{'red pixels':>12}{'a cat explains it best':>24}")
 for words, run in negative.items():
     print(f"{words or 'none':44}{mean(map(red, run.images)):>12.1%}{cats(run):>24.0%}")
+spent()
 
 # %% Exercises
 # 1. At guidance 0 give another prompt: does any pixel change? And at guidance 7.5, with the prompt as its own negative?

@@ -11,7 +11,7 @@ token's vector, or only the tokens after it, are exchanged. About a minute on tw
 import torch
 import torch.nn.functional as F
 
-from lessons.common import changed, explains, load, save, settings
+from lessons.common import changed, explains, load, save, settings, spent
 from minip2p import plots
 from minip2p.ddim import ddim_step, predict_clean
 from minip2p.maps import nearest
@@ -211,6 +211,7 @@ figure = plots.curve(
     f"{PROMPT!r}: words' maps, and the belief of lesson 1\n{many} seeds from {SEED}, {STEPS} steps, guidance {GUIDANCE}",
 )  # fmt: skip
 save(figure, chosen, "06_settling")
+spent()
 
 # %% Exercises
 # 1. Let `note` return maps * 1.1 for the first layer only (by site.name), keep the old `seen` beside the new one, and print by

@@ -11,7 +11,7 @@ happens from other noise, and a word that takes two tokens. About a minute and a
 import torch
 
 import minip2p
-from lessons.common import changed, explains, load, psnr, save, settings
+from lessons.common import changed, explains, load, psnr, save, settings, spent
 from minip2p import plots
 from minip2p.ddim import ddim_step
 
@@ -184,6 +184,7 @@ print(f"{'':20}{'a car now':>12}{'pixels changed':>17}{'PSNR to source':>17}")
 for name, rows in table.items():
     reached, other, alike = (sum(column) / len(rows) for column in zip(*rows))
     print(f"{name:20}{reached:>12.0%}{other:>17.0%}{alike:>14.1f} dB")
+spent()
 
 # %% Exercises
 # 1. Swap the house instead: SOURCE.replace("house", "castle"). Which of the two objects stays put without control, and

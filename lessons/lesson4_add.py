@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import minip2p
-from lessons.common import as_array, darkness, greyness, load, save, settings
+from lessons.common import as_array, darkness, greyness, load, save, settings, spent
 from minip2p import edit_plots, plots
 
 chosen = settings("lesson4")
@@ -218,6 +218,7 @@ for (phrase, measure), row in zip(MEASURES.items(), values.mean(0).tolist()):
 pairs = [layout(a, b) for i, a in enumerate(sources) for b in sources[:i]]
 if pairs:
     print(f"layout of two sources of different seeds, for comparison: {sum(pairs) / len(pairs):.2f}")
+spent()
 
 # %% Exercises
 # 1. Give only the night a shorter window: Add(..., cross_replace_steps={"default_": 0.8, "at night": 0.3}). What is a

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 
 import minip2p
-from lessons.common import as_array, darkness, greyness, load, save, settings
+from lessons.common import as_array, darkness, greyness, load, save, settings, spent
 from minip2p import plots
 
 chosen = settings("lesson5")
@@ -236,6 +236,7 @@ for (word, values), (_, measure) in zip(measured.items(), WORDS.values()):
     lines[name] = (values - values[WEIGHTS.index(1)]).tolist()
 figure = plots.curve(WEIGHTS, lines, "weight", "measure, less that at weight 1", f"{SCENE!r} and one more phrase; {seeds}")
 save(figure, chosen, "05_curves")
+spent()
 
 # %% Exercises
 # 1. Weight "at night" instead of "night", then all tokens from "night" to the end of the padding: table[:, AT:]. How do

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageChops, ImageDraw
 
 import minip2p
-from lessons.common import as_array, changed, explains, load, save, settings
+from lessons.common import as_array, changed, explains, load, save, settings, spent
 from minip2p import edit_plots, plots
 from minip2p.ddim import ddim_step
 
@@ -255,6 +255,7 @@ print(f"{'':24}{'allowed':>9}{'pixels changed':>16}{'PSNR outside box':>18}{'gre
 for name, rows in table.items():
     share, other, outside, grey, purple = (sum(column) / len(rows) for column in zip(*rows))
     print(f"{name:24}{share:>9.0%}{other:>16.0%}{outside:>15.1f} dB{grey:>14.1f} dB{purple:>8.0%}")
+spent()
 
 # %% Exercises
 # 1. SOURCE = "a red house next to a tree on the grass". Does the mask of "house" leave the tree out? Look at 03, print

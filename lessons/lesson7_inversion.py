@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import minip2p
-from lessons.common import explains, load, psnr, save, settings
+from lessons.common import explains, load, psnr, save, settings, spent
 from lessons.photographs import PORTRAIT, photograph, unseen
 from minip2p import plots
 from minip2p.ddim import ddim_step
@@ -129,7 +129,7 @@ figure = plots.curve(
 save(figure, chosen, "03_steps")
 
 # %% An edit straight away
-# The noise is one from which the model makes nearly this picture, at guidance 1. But at 1 the new word is hardly obeyed,
+# The noise is one from which the model makes nearly this picture, at guidance 1. But at 1 the new word is only half obeyed,
 # and at the guidance that obeys it, the source beside it is no longer the photograph.
 PROMPTS = [PROMPT, PROMPT.replace("house", "castle")]
 swap = minip2p.Swap(sd.tokenizer, PROMPTS, cross_replace_steps=0.8, self_replace_steps=0.4)
@@ -181,6 +181,7 @@ for i in range(len(PAIRS)):
 rows.append([column[0] for column in sheet["a real photograph"]] + [None] * len(heads))
 titles.append(["a real photograph"] + [""] * (2 * len(heads) - 1))
 save(plots.pictures(rows, titles, f"Usual pictures, odd ones and a real one, {STEPS} steps"), chosen, "05_odd")
+spent()
 
 # %% Exercises
 # 1. Invert with a prompt that does not fit, sd.encode_text("a boat on the water"), and come back with the same. How much

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import minip2p
-from lessons.common import changed, explains, load, psnr, save, settings
+from lessons.common import changed, explains, load, psnr, save, settings, spent
 from lessons.photographs import photograph
 from minip2p import plots
 from minip2p.ddim import ddim_step
@@ -193,6 +193,7 @@ for kind, method, limit, source, obeyed, share, target in table:
     print(f"{kind:20}{method:12}{limit:>9.1f} dB{source:>7.1f} dB{obeyed:>9}{share:>17.0%}{target:>7.1f} dB")
 for name, picture in rebuilt.items():
     print(f"{PROMPT!r} rebuilt with {name}: {psnr(picture, vae):.1f} dB to what the VAE alone makes of it")
+spent()
 
 # %% Exercises
 # 1. The learning rate: invert the house with lr=0.01, 0.03 and 0.3 and compare inversion.losses and the PSNR of the rebuilt

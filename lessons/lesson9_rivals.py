@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import minip2p
-from lessons.common import as_array, explains, load, psnr, save, settings
+from lessons.common import as_array, explains, load, psnr, save, settings, spent
 from lessons.photographs import UNSEEN
 from minip2p import plots
 from minip2p.ddim import ddim_step
@@ -136,8 +136,8 @@ print(f"{'':18}{'source':>10}{'edit, outside the thing':>26}{'obeyed':>9}{'quest
 whole, outside = (sum(column) / len(limit) for column in zip(*limit))
 print(f"{'VAE alone':18}{whole:>7.1f} dB{outside:>23.1f} dB")
 for method, measured in table.items():
-    source, outside, reached, asked, spent = (sum(column) / len(measured) for column in zip(*measured))
-    print(f"{method:18}{source:>7.1f} dB{outside:>23.1f} dB{reached:>9.0%}{asked:>22.0f}{spent:>10.1f}")
+    source, outside, reached, asked, seconds = (sum(column) / len(measured) for column in zip(*measured))
+    print(f"{method:18}{source:>7.1f} dB{outside:>23.1f} dB{reached:>9.0%}{asked:>22.0f}{seconds:>10.1f}")
 
 heads = ["photo"] + [f"{method}:\n{what}" for method in METHODS for what in ("source", "edit")]
 names = [name for _, _, _, name in tasks]
@@ -158,6 +158,7 @@ with torch.no_grad():
         with_text, empty, null = sd.unet(fitted.latents[[STEPS - i]].expand(3, -1, -1, -1).to(sd.dtype), t, told).float()
         nearer.append(float((null - with_text).norm() / (empty - with_text).norm()))
 print(f"distance from the prompt's noise: null-text's embedding has {sum(nearer) / STEPS:.0%} of the empty prompt's")
+spent()
 
 # %% Exercises
 # 1. Compare the two shorter ones at guidance 3 and 15. Which of the columns of the table depend on guidance, and why does
