@@ -1,0 +1,209 @@
+"""The judge: which things a picture of the toy's world shows, where, in which colour, place, time, style and weather.
+
+    python -m weights.toyworld.judge            # how often it is right on unseen drawn pictures, and through the VAE
+    python -m weights.toyworld.train_judge      # trains it anew, a quarter of an hour of one CPU core
+
+A detector in the manner of CenterNet (Zhou et al. 2019, arXiv 1904.07850): on a 16 x 16 grid, for each noun a heat map of
+its centres, and at each cell the size of the box and the colour; beside it a few answers about the whole picture.
+It learns from drawn pictures only, as they are, slightly blurred, and through the toy's VAE: it never sees a generated one.
+"""
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from minip2p import StableDiffusion
+from weights.toyworld import world
+from weights.toyworld.scene import COLOURS, EXTRAS, PENCIL, PLACES, STYLES, Scene
+from weights.toyworld.sizes import SIDE
+from weights.toyworld.things import NOUNS
+from weights.toyworld.train import as_images
+
+FILE = Path(__file__).with_suffix(".safetensors")
+GRID = 16  # cells along a side of the heat maps
+WIDTHS = (32, 64, 96)  # channels at 32 x 32, 16 x 16, 8 x 8
+SURE = 0.4  # a peak of a heat map above this is a thing; chosen on drawn pictures
+UNSEEN = 2_000_000  # first seed of the pictures it is tested on
+WEATHER = list(EXTRAS)
+PARTS = {"nouns": len(NOUNS), "box": 4, "colour": len(COLOURS)}  # what each cell answers
+WHOLE = {"place": len(PLACES), "style": len(STYLES), "night": 1, "weather": len(WEATHER), "amounts": 1 + len(WEATHER)}
+
+
+@dataclass(frozen=True)
+class Found:
+    """One thing the judge sees. box: (x0, y0, x1, y1) in pixels. colour: None in a pencil sketch, which is grey."""
+
+    noun: str
+    score: float
+    box: tuple[float, float, float, float]
+    colour: str | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judge sees in one picture. amounts: how much darkness and how much of each weather, 0 to about 1."""
+
+    things: tuple[Found, ...]
+    place: str
+    style: str
+    night: bool
+    weather: frozenset[str]
+    amounts: dict[str, float]
+
+    def find(self, noun: str) -> Found | None:
+        """The thing with this noun of which the judge is most sure."""
+        return max((thing for thing in self.things if thing.noun == noun), key=lambda thing: thing.score, default=None)
+
+
+# ---------------------------------------------------------------- the network
+
+
+def conv(channels: int, width: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(channels, width, 3, stride, 1, bias=False), nn.GroupNorm(8, width), nn.SiLU())
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.layers = nn.Sequential(conv(width, width), conv(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+class Judge(nn.Module):
+    """Images (B, 3, 64, 64) in [-1, 1] -> what each cell says (B, 22, 16, 16), what is said of the whole (B, 19)."""
+
+    def __init__(self):
+        super().__init__()
+        fine, middle, coarse = WIDTHS
+        self.fine = nn.Sequential(conv(3, fine, 2), Residual(fine))
+        self.middle = nn.Sequential(conv(fine, middle, 2), Residual(middle))
+        self.coarse = nn.Sequential(conv(middle, coarse, 2), Residual(coarse))
+        self.lift = nn.Conv2d(coarse, middle, 1)
+        self.both = Residual(middle)  # a cell with its surroundings
+        self.cells = nn.Conv2d(middle, sum(PARTS.values()), 1)
+        self.whole = nn.Sequential(nn.Linear(2 * sum(WIDTHS), 96), nn.SiLU(), nn.Linear(96, sum(WHOLE.values())))
+        nn.init.constant_(self.cells.bias[: len(NOUNS)], -3.0)  # things are rare among the cells
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        fine = self.fine(images)
+        middle = self.middle(fine)
+        coarse = self.coarse(middle)
+        both = self.both(middle + F.interpolate(self.lift(coarse), scale_factor=2))
+        pooled = [pool(level) for level in (fine, both, coarse) for pool in (means, peaks)]
+        return self.cells(both), self.whole(torch.cat(pooled, 1))
+
+    @torch.no_grad()
+    def look(self, pictures: Sequence[Image.Image]) -> list[Verdict]:
+        """What is to be seen in pictures of 64 x 64 pixels."""
+        device = self.cells.weight.device
+        images = as_images(np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]), device)
+        answers = [self(part) for part in images.split(64)]
+        cells, whole = (torch.cat(parts).float().cpu() for parts in zip(*answers))
+        return [verdict(*pair) for pair in zip(cells, whole)]
+
+
+def means(x: Tensor) -> Tensor:
+    return x.mean((2, 3))
+
+
+def peaks(x: Tensor) -> Tensor:
+    return x.amax((2, 3))
+
+
+def verdict(cells: Tensor, whole: Tensor) -> Verdict:
+    """Numbers of one picture, (22, 16, 16) and (19,), -> words."""
+    answers = dict(zip(WHOLE, whole.split(list(WHOLE.values()))))
+    style = STYLES[answers["style"].argmax()]
+    nouns, boxes, colours = cells.split(list(PARTS.values()))
+    scores = nouns.sigmoid()
+    peaked = scores == F.max_pool2d(scores[None], 3, 1, 1)[0]  # one centre, not its neighbours too
+    things = []
+    for kind, row, column in ((scores > SURE) & peaked).nonzero().tolist():
+        x0, y0, x1, y1 = (boxes[:, row, column].clamp(-1, 6) * SIDE / 4).tolist()
+        x, y = ((v + 0.5) * SIDE / GRID for v in (column, row))
+        colour = None if style == PENCIL else list(COLOURS)[colours[:, row, column].argmax()]
+        things.append(Found(list(NOUNS)[kind], scores[kind, row, column].item(), (x - x0, y - y0, x + x1, y + y1), colour))
+    there = frozenset(word for word, answer in zip(WEATHER, answers["weather"]) if answer > 0)
+    amounts = dict(zip(["darkness", *WEATHER], answers["amounts"].tolist()))
+    return Verdict(tuple(things), list(PLACES)[answers["place"].argmax()], style, bool(answers["night"] > 0), there, amounts)
+
+
+def load(device: str | torch.device = "cpu") -> Judge:
+    """The judge as it is shipped."""
+    judge = Judge()
+    judge.load_state_dict({name: tensor.float() for name, tensor in load_file(FILE).items()})
+    return judge.eval().to(device)
+
+
+# ---------------------------------------------------------------- right or wrong
+
+
+def compare(seen: Verdict, scene: Scene, words: str) -> dict[str, list[bool]]:
+    """Each thing that a caption says of its scene: does the picture show it? An empty list where nothing is said.
+
+    nouns: exactly those things, neither more nor fewer. noun: each by itself. colour: of those found that the caption
+    gives one. place, time, style as the caption has them; without "night" it means day. weather: each word, said or not.
+    """
+    wanted, seen_nouns = Counter(t.noun for t in scene.things), Counter(t.noun for t in seen.things)
+    found = list((wanted & seen_nouns).elements())
+    told = Counter((t.noun, t.colour) for t in scene.things if t.named and t.noun in found)
+    shown = told & Counter((t.noun, t.colour) for t in seen.things)
+    return {
+        "nouns": [wanted == seen_nouns],
+        "noun": [True] * len(found) + [False] * (wanted.total() - len(found)),
+        "colour": [True] * shown.total() + [False] * (told.total() - shown.total()),
+        "place": [seen.place == scene.place] if scene.place in words else [],
+        "time": [seen.night == (scene.darkness > 0)],
+        "style": [seen.style == scene.style],
+        "weather": [(word in seen.weather) == (word in dict(scene.extras)) for word in WEATHER],
+    }
+
+
+# ---------------------------------------------------------------- how good it is
+
+
+@torch.no_grad()
+def through_vae(sd: StableDiffusion, pictures: np.ndarray) -> np.ndarray:
+    """(B, 64, 64, 3) uint8 -> what the VAE makes of it, the same shape."""
+    images = sd.vae.decode(sd.vae.encode(as_images(pictures, sd.device).to(sd.dtype)))
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def test(judge: Judge, sd: StableDiffusion, first: int, count: int) -> dict[str, dict[str, list[bool]]]:
+    """Right or wrong on unseen drawn pictures, as they are and through the VAE; everything counts as said in the caption."""
+    examples = [world.example(seed, SIDE) for seed in range(UNSEEN + first, UNSEEN + first + count)]
+    drawn = np.stack([np.asarray(picture) for picture, *_ in examples])
+    table = {}
+    for name, pictures in (("drawn", drawn), ("through the VAE", through_vae(sd, drawn))):
+        table[name] = {}
+        for seen, (_, _, scene, _) in zip(judge.look([Image.fromarray(picture) for picture in pictures]), examples):
+            told = replace(scene, things=tuple(replace(thing, named=scene.style != PENCIL) for thing in scene.things))
+            for what, right in compare(seen, told, scene.place).items():
+                table[name].setdefault(what, []).extend(right)
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--weights", default=str(FILE.parent.parent / "toy"), help="the model whose VAE is used")
+    sd, judge = StableDiffusion.load(parser.parse_args().weights, device="cpu"), load()
+    parts = [test(judge, sd, first, 50) for first in range(0, 500, 50)]
+    print(f"{'right on unseen pictures':24}" + "".join(f"{what:>10}" for what in parts[0]["drawn"]))
+    for name, row in parts[0].items():
+        answers = {what: [right for part in parts for right in part[name][what]] for what in row}
+        print(f"{name:24}" + "".join(f"{sum(right) / len(right):>10.1%}" for right in answers.values()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""What is measured on a picture, or between a picture and its edit."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from weights.toyworld.judge import Found, Verdict
+
+
+def overlap(a: Found | None, b: Found | None) -> float:
+    """Intersection over union of two things' boxes; 0 if one was not found."""
+    if a is None or b is None:
+        return 0.0
+    width, height = (min(a.box[i + 2], b.box[i + 2]) - max(a.box[i], b.box[i]) for i in (0, 1))
+    shared = max(0.0, width) * max(0.0, height)
+    areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (a.box, b.box)]
+    return shared / (sum(areas) - shared)
+
+
+def psnr_outside(a: Image.Image, b: Image.Image, things: Sequence[Found | None]) -> float | None:
+    """How alike two pictures are outside these things' boxes, in dB; None if nothing is outside."""
+    outside = np.ones((a.height, a.width), bool)
+    for x0, y0, x1, y1 in (thing.box for thing in things if thing):
+        outside[max(0, int(y0)) : int(y1) + 1, max(0, int(x0)) : int(x1) + 1] = False
+    error = (np.asarray(a, float) - np.asarray(b, float))[outside] / 255
+    return float(-10 * np.log10(max(np.square(error).mean(), 1e-10))) if outside.any() else None
+
+
+def judged(thing: Found | None, other: Found | None, reached: bool, pictures=None) -> dict:
+    """One row of a trial. `thing` and `other` are pairs (in the source, in the target)."""
+    row = {"reached": bool(reached), "overlap": [overlap(*pair) for pair in (thing, other)]}
+    return row | ({"psnr": psnr_outside(*pictures, thing)} if pictures else {})
+
+
+def points(shares: Tensor, mask: np.ndarray) -> dict:
+    """shares (levels, side, side): does the strongest cell lie in the thing, at each level and in the mean?"""
+    side = shares.shape[-1]
+    cover = F.adaptive_avg_pool2d(torch.from_numpy(mask).float()[None], side)[0].flatten()
+    inside = cover >= min(0.5, float(cover.max()))
+    levels = inside[shares.flatten(1).argmax(1)].tolist()
+    return {"mean": bool(inside[shares.mean(0).argmax()]), "levels": levels, "chance": float(inside.float().mean())}
+
+
+def amount(what: str, image: Image.Image, seen: Verdict, thing: Found | None) -> float:
+    """How much of a graded word a picture shows, from 0 to about 1: darkness and redness from its pixels, else the judge."""
+    pixels = np.asarray(image, float) / 255
+    if what == "darkness":
+        return float(1 - pixels.mean())
+    if what == "redness":  # in the thing's box in the source: red above the mean of green and blue
+        x0, y0, x1, y1 = (max(0, int(v)) for v in thing.box) if thing else (0, 0, image.width, image.height)
+        part = pixels[y0 : y1 + 1, x0 : x1 + 1]
+        return float((part[..., 0] - part[..., 1:].mean(-1)).mean())
+    return seen.amounts[what]

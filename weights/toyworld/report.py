@@ -1,0 +1,166 @@
+"""The scorecard's table, for people, and its figure."""
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from minip2p.panels import DPI, FONT, INK
+from weights.toyworld.summary import KEPT, Share
+from weights.toyworld.trials import CROSS, GRADED, GUIDANCE, LESS, SELF, WEIGHT_WINDOWS, WEIGHTS
+
+AIMS = {("noun", 1): 0.97, ("nouns", 2): 0.90, ("colour", 0): 0.90, ("place", 0): 0.97, ("style", 0): 0.97}
+EDIT_AIMS = {
+    "swap a noun in a pair": ("both", 0.90),
+    'add "a child\'s drawing of"': ("reached", 0.97),
+    'add "at night"': ("reached", 0.97),
+}
+SAID = {"noun": "each noun found", "nouns": "exactly these things", "colour": "colour, of those found", "place": "place",
+        "time": "day or night", "style": "style", "weather": "weather"}  # fmt: skip
+
+
+def percent(value: Share, count: bool = True) -> str:
+    mean, n = value
+    return "–" if mean is None else f"{mean:.1%}" + (f" of {n}" if count else "")
+
+
+def number(value: Share, unit: str = "", digits: int = 2) -> str:
+    return "–" if value[0] is None else f"{value[0]:.{digits}f}{unit}"
+
+
+def rows(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def markdown(summary: dict, picture: str) -> str:
+    quick = "\n**A quick run, of far too few pictures to say anything.**\n" if summary["quick"] else ""
+    return f"""# Scorecard of the toy
+{quick}
+Written by `make scorecard`: fixed prompts and seeds, scenes that no training saw, {summary["steps"]} steps, guidance {GUIDANCE:g}. A judge
+(`weights/toyworld/judge.py`), a small detector that was trained on drawn pictures only, says what is in a picture. A share
+of 90 % of 200 is known to within 4 points.
+
+![Windows, weights and noise levels]({picture})
+
+## Is the prompt obeyed?
+
+{obeyed(summary)}
+Found least often: {", ".join(f"{noun} {percent(value, False)}" for noun, value in list(summary["by noun"].items())[:4])}.
+Exactly the two things asked for, by relation: {", ".join(f"{name} {percent(value)}" for name, value in summary["by relation"].items())}.
+What wrong pairs of two different nouns show: {", ".join(f"{name} {percent(value, False)}" for name, value in summary["wrong pairs"].items())}.
+
+## Do maps point at their things?
+
+Drawn pictures, whose masks are known, with noise of ten levels: is the strongest cell of a noun's map one that its thing covers by
+half? Aim: 95 % at 16 x 16.
+
+{pointing(summary["pointing"])}
+## Does an edit do what it should, and nothing else?
+
+Cross-attention window {CROSS:g}, self-attention {SELF:g}. *Reached*: the judge finds the new noun and no longer the old one; the colour at its
+thing; the style; the night; at least {LESS:.0%} less of a word at weight -2. *Overlap*: intersection over union of a thing's box before and
+after the edit, 0 if it is not found, averaged over things. *PSNR outside*: between the pictures before and after, outside the
+edited thing's two boxes. *Both*: reached, with every thing's overlap above {KEPT:g}. Counted where the source shows its prompt's things and not
+the target already; style and night are counted as reached or not in every picture.
+
+{edits(summary["edits"])}
+*n-th map* is the naive idea: for a swap, the swapped word's map alone is the source's; for an addition, token n takes the source's
+n-th map, whatever word that was; for a weight, the word's own map is multiplied and nothing is kept of the source. A picture that
+changes as a whole has no outside and nothing to blend. Without control, a weight does nothing.
+
+## More and less of a word
+
+Mean amount at each weight, over prompts with one thing: darkness (1 - brightness) and redness (red above green and blue, in the
+thing's box) from the pixels, the others as the judge estimates them, 1 for the most that the drawn world has. Cross-attention window
+{WEIGHT_WINDOWS[0]:g}, self-attention {WEIGHT_WINDOWS[1]:g}. "red" is a word of another kind: it stands before its noun, and a causal encoder copies what it says into
+all tokens behind it, whose weight stays 1 (lesson 5 shows it).
+
+{weights(summary["reweight"])}
+## The instruments
+
+{instruments(summary)}"""
+
+
+def obeyed(summary: dict) -> str:
+    one, two = summary["obeyed"].values()
+    body = []
+    for what, said in SAID.items():
+        aims = [AIMS.get((what, things)) or AIMS.get((what, 0)) for things in (1, 2)]
+        aim = f"{max(filter(None, aims)):.0%}" + {"noun": " alone", "nouns": " in pairs"}.get(what, "") if any(aims) else ""
+        body.append([said, percent(one[what]), percent(two[what]), aim])
+    return rows(["the judge finds", "one thing", "two things", "aim"], body)
+
+
+def pointing(sides: dict) -> str:
+    levels = len(next(iter(sides.values()))["levels"])
+    names = [f"t = {1 + round(1000 / levels) * (levels - 1 - i)}" for i in range(levels)]
+    body = [[f"{side} x {side}", percent(value["mean"]), percent(value["chance"], False), *(f"{level:.0%}" for level in value["levels"])]
+            for side, value in sides.items()]  # fmt: skip
+    return rows(["maps", "mean map", "chance", *names], body)
+
+
+def edits(kinds: dict) -> str:
+    body = []
+    for kind, methods in kinds.items():
+        for name, value in methods.items():
+            column, aim = EDIT_AIMS.get(kind, (None, 0))
+            cells = {what: percent(value[what]) + (f" (aim {aim:.0%})" if what == column and name == "edit" else "")
+                     for what in ("reached", "both")}  # fmt: skip
+            body.append([kind, name, cells["reached"], number(value["overlap"]), number(value["psnr"], " dB", 1), cells["both"]])
+            kind = ""
+    return rows(["edit", "method", "reached", "overlap", "PSNR outside", "both"], body)
+
+
+def weights(words: dict) -> str:
+    head = ["word", "measured", *(f"{weight:g}" for weight in WEIGHTS), "rises all the way", "more at 4 than at -2"]
+    body = [[word, GRADED[word][1], *(number((mean, 1)) for mean in value["means"]), "yes" if value["rises"] else "no",
+             percent(value["more at the end"])] for word, value in words.items()]  # fmt: skip
+    return rows(head, body)
+
+
+def instruments(summary: dict) -> str:
+    body = [[f"judge, pictures {name}", ", ".join(f"{SAID[what]} {percent(value, False)}" for what, value in row.items()), "98% each"]
+            for name, row in summary["judge"].items()]  # fmt: skip
+    body.append(["VAE, unseen pictures", f"{number(summary['vae'], ' dB', 1)} over {summary['vae'][1]}", "32 dB"])
+    seconds = summary["seconds of an edit"]
+    body.append(["an edit of two prompts, 50 steps", f"{seconds:.1f} s on {summary['cores']} CPU cores", "5 s on two"])
+    return rows(["", "", "aim"], body)
+
+
+# ---------------------------------------------------------------- the figure
+
+
+def figure(summary: dict) -> Figure:
+    """Four panels: target reached and layout kept over the cross window, amounts over the weight, hits over the noise."""
+    page = Figure(figsize=(8.2, 6.2), dpi=DPI, layout="constrained")
+    reached, kept, weighted, noisy = page.subplots(2, 2).flat
+    windows = summary["tradeoff"]
+    swaps = f"a noun of two swapped, {windows['n']} pictures"
+    for axis, what, title in ((reached, "reached", "Target reached"), (kept, "overlap", "Layout kept: overlap of boxes")):
+        for own, values in windows["curves"].get(what, {}).items():
+            axis.plot(windows["cross"], values, marker="o", markersize=3, label=f"self-attention {float(own):g}")
+        finish(axis, f"{title}\n({swaps})", "share of the steps with the source's word maps")
+    for word, value in summary["reweight"].items():
+        means = [float("nan") if mean is None else mean for mean in value["means"]]
+        weighted.plot(WEIGHTS, means, marker="o", markersize=3, linestyle="-" if value["rises"] else ":", label=word)
+    finish(weighted, "Re-weighting: how much of the word is there\n(dotted where it does not rise all the way)", "weight")
+    for side, value in summary["pointing"].items():
+        levels = len(value["levels"])
+        t = [1 + round(1000 / levels) * (levels - 1 - i) for i in range(levels)]
+        (line,) = noisy.plot(t, value["levels"], marker="o", markersize=3, label=f"{side} x {side}")
+        noisy.axhline(value["chance"][0], color=line.get_color(), linestyle=":", linewidth=1)
+    finish(noisy, "A noun's strongest cell lies in its thing\n(dotted: chance)", "noise level t")
+    for axis in (reached, kept, noisy):
+        axis.set_ylim(0, 1.03)
+    page.supxlabel(f"{summary['steps']} steps, guidance {GUIDANCE:g}; scenes that no training saw", fontsize=FONT, color=INK)
+    return page
+
+
+def finish(axis, title: str, label: str) -> None:
+    axis.set_title(title, fontsize=FONT, color=INK)
+    axis.set_xlabel(label, fontsize=FONT)
+    axis.tick_params(labelsize=8)
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize=7.5, frameon=False)

@@ -1,0 +1,125 @@
+"""From the results of all trials to the scorecard's numbers."""
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+from weights.toyworld.trials import CROSS_SWEEP, GRADED, SELF_SWEEP, WEIGHTS
+
+KEPT = 0.5  # layout is kept if every thing's boxes overlap by more than this
+Share = tuple[float | None, int]  # a mean, and over how many
+
+
+def share(values: Iterable) -> Share:
+    values = [float(value) for value in values]
+    return (sum(values) / len(values), len(values)) if values else (None, 0)
+
+
+def summarise(results: dict[str, list]) -> dict:
+    obeyed = [row for part in results["obeyed"] for row in part]
+    drawn = [row for part in results["pointing"] for row in part]
+    return {
+        "obeyed": {things: answers([row["right"] for row in obeyed if row["things"] == things]) for things in (1, 2)},
+        "by noun": by_noun(obeyed),
+        "by relation": {str(relation): share(row["right"]["nouns"][0] for row in obeyed if row["relation"] == relation)
+                        for relation in ("next to", "on", "behind")},
+        "wrong pairs": wrong_pairs(obeyed),
+        "pointing": pointing([point for row in drawn for point in row["points"]]),
+        "vae": share(row["psnr"] for row in drawn),
+        "edits": {
+            "swap a noun in a pair": methods([trial["rows"] for trial in results["swap"] if trial["valid"]]),
+            "add a colour": added(results["add"], "colour"),
+            "add \"a child's drawing of\"": added(results["add"], "style"),
+            "add \"at night\"": added(results["add"], "night"),
+            "weight -2 on a word": methods([t["rows"] for t in results["reweight"] if t["valid"] and t["word"] != "red"]),
+        },
+        "tradeoff": tradeoff([trial["rows"] for trial in results["tradeoff"] if trial["valid"]]),
+        "reweight": {word: reweighted([trial for trial in results["reweight"] if trial["word"] == word and trial["valid"]])
+                     for word in GRADED},
+        "judge": {name: answers([part[name] for part in results["judged"]]) for name in results["judged"][0]},
+    }  # fmt: skip
+
+
+def answers(parts: Sequence[dict[str, list]]) -> dict[str, Share]:
+    return {what: share(right for part in parts for right in part[what]) for what in parts[0]}
+
+
+def by_noun(rows: Sequence[dict]) -> dict[str, Share]:
+    """How often each noun is found where it was asked for, the hardest first."""
+    found: dict[str, list[bool]] = {}
+    for row in rows:
+        seen = list(row["seen"])
+        for noun in row["nouns"]:
+            found.setdefault(noun, []).append(noun in seen)
+            if noun in seen:
+                seen.remove(noun)
+    return dict(sorted(((noun, share(right)) for noun, right in found.items()), key=lambda item: item[1]))
+
+
+def wrong_pairs(rows: Sequence[dict]) -> dict[str, Share]:
+    """Of the pairs of different nouns that came out wrong: what is there instead?"""
+    kinds = []
+    for row in rows:
+        asked, seen = sorted(row["nouns"]), sorted(row["seen"])
+        if asked[0] == asked[-1] or asked == seen:
+            continue
+        there = set(asked) & set(seen)
+        if len(there) == 1:
+            others = "one of them twice" if set(seen) == there else "one and another thing"
+            kinds.append("one of them alone" if len(seen) == 1 else others)
+        else:
+            kinds.append("both and more" if there else "neither")
+    names = ("one of them alone", "one of them twice", "one and another thing", "both and more", "neither")
+    return {name: share(kind == name for kind in kinds) for name in names}
+
+
+def pointing(points: Sequence[dict]) -> dict[str, dict]:
+    """For each map size: hits of the mean map, at each noise level, and by chance."""
+    sides = sorted((key for key in points[0] if key != "noun"), key=int, reverse=True)
+    return {
+        side: {
+            "mean": share(point[side]["mean"] for point in points),
+            "chance": share(point[side]["chance"] for point in points),
+            "levels": [share(level)[0] for level in zip(*(point[side]["levels"] for point in points))],
+        }
+        for side in sides
+    }
+
+
+def methods(trials: Sequence[dict[str, dict]]) -> dict[str, dict[str, Share]]:
+    """For each method: target reached, mean overlap, PSNR outside, and reached with the layout kept."""
+    names = dict.fromkeys(name for trial in trials for name in trial)
+    table = {}
+    for name in names:
+        rows = [trial[name] for trial in trials if name in trial]
+        table[name] = {
+            "reached": share(row["reached"] for row in rows),
+            "overlap": share(sum(row["overlap"]) / len(row["overlap"]) for row in rows),
+            "psnr": share(row["psnr"] for row in rows if row.get("psnr") is not None),
+            "both": share(row["reached"] and min(row["overlap"]) > KEPT for row in rows),
+        }
+    return table
+
+
+def added(trials: Sequence[dict], what: str) -> dict[str, dict[str, Share]]:
+    """As `methods`; whether style and night are reached is counted in every picture, with or without the right things."""
+    fresh = [trial for trial in trials if not trial["already"][what]]
+    table = methods([trial["rows"][what] for trial in fresh if trial["valid"]])
+    if what != "colour":
+        for name, row in methods([trial["rows"][what] for trial in fresh]).items():
+            table[name] = table.get(name, row) | {"reached": row["reached"]}
+    return table
+
+
+def tradeoff(trials: Sequence[dict[str, dict]]) -> dict:
+    table = methods(trials)
+    curves = {what: {str(own): [table[f"{cross} {own}"][what][0] for cross in CROSS_SWEEP] for own in SELF_SWEEP}
+              for what in ("reached", "overlap", "both")} if trials else {}  # fmt: skip
+    return {"cross": CROSS_SWEEP, "n": len(trials), "curves": curves}
+
+
+def reweighted(trials: Sequence[dict]) -> dict:
+    """The mean amount at each weight, whether it rises from each to the next, and in how many of the pictures it does."""
+    means = [share(trial["values"][str(weight)] for trial in trials)[0] for weight in WEIGHTS]
+    rises = bool(trials) and all(a < b for a, b in pairwise(means))
+    ends = share(trial["values"][str(WEIGHTS[-1])] > trial["values"][str(WEIGHTS[0])] for trial in trials)
+    return {"means": means, "rises": rises, "more at the end": ends}

@@ -1,0 +1,142 @@
+"""Trains the judge: python -m weights.toyworld.train_judge [--run FOLDER]   (goes on where it was stopped)
+
+It learns from drawn pictures only, as they are, a little blurred, and through the toy's VAE.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from minip2p import StableDiffusion
+from minip2p.files import write_whole
+from weights.toyworld import world
+from weights.toyworld.judge import FILE, GRID, PARTS, WEATHER, WHOLE, Judge, through_vae
+from weights.toyworld.loop import Run
+from weights.toyworld.scene import COLOURS, EXTRAS, PENCIL, PLACES, STYLES, Scene
+from weights.toyworld.sizes import SIDE
+from weights.toyworld.things import NOUNS
+from weights.toyworld.train import as_images
+
+TRAINING = 1_000_000  # first seed of its pictures
+
+
+def truth_of(scene: Scene, boxes: Sequence[tuple[int, int, int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """(2, 7): noun, box, colour (-1 if not to be seen) of each thing, noun -1 if there is none; (12,): of the whole."""
+    things = np.full((2, 6), -1.0, np.float32)
+    for row, thing, box in zip(things, scene.things, boxes):
+        colour = -1 if scene.style == PENCIL else list(COLOURS).index(thing.colour)
+        row[:] = (list(NOUNS).index(thing.noun), *box, colour)
+    amounts = dict(scene.extras)
+    whole = [list(PLACES).index(scene.place), STYLES.index(scene.style), scene.darkness]
+    return things, np.array(whole + [amounts.get(word, 0) / EXTRAS[word][1] for word in WEATHER], np.float32)
+
+
+def draw(count: int, vae_count: int, sd: StableDiffusion, file: Path) -> list[np.ndarray]:
+    """Pictures (uint8), the first of them also through the VAE, things and whole; kept in a file."""
+    if not file.exists():
+        pictures = np.empty((count, SIDE, SIDE, 3), np.uint8)
+        truths = []
+        for i in range(count):
+            picture, _, scene, rendered = world.example(TRAINING + i, SIDE)
+            pictures[i] = np.asarray(picture)
+            truths.append(truth_of(scene, rendered.boxes))
+        print(f"{count} pictures drawn", flush=True)
+        through = np.concatenate([through_vae(sd, pictures[i : i + 50]) for i in range(0, vae_count, 50)])
+        print(f"{vae_count} pictures through the VAE", flush=True)
+        things, whole = (np.stack(part) for part in zip(*truths))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, lambda path: np.savez(path, pictures=pictures, through=through, things=things, whole=whole))
+    kept = np.load(file)
+    return [kept[name] for name in ("pictures", "through", "things", "whole")]
+
+
+def heat(things: Tensor) -> tuple[Tensor, Tensor]:
+    """Boxes (B, 2, 4) in pixels -> (B, 2, 16, 16), 1 at the cell of each centre and less around it; (B, 2, 2) these cells."""
+    centres = torch.stack([things[..., [0, 2]].mean(-1), things[..., [1, 3]].mean(-1)], -1)
+    cells = (centres * GRID / SIDE).floor().clamp(0, GRID - 1)
+    line = torch.arange(GRID)
+    x, y = (torch.exp(-(line - cells[..., i, None]).square() / 1.3) for i in (0, 1))
+    return y[..., :, None] * x[..., None, :], cells
+
+
+def loss_of(judge: Judge, images: Tensor, things: Tensor, whole: Tensor) -> Tensor:
+    """How wrong the judge is about a batch: images (B, 3, 64, 64), things (B, 2, 6), whole (B, 7)."""
+    cells, answers = judge(images)
+    nouns, boxes, colours = cells.split(list(PARTS.values()), 1)
+    place, style, night, weather, amounts = answers.split(list(WHOLE.values()), 1)
+    there = things[..., 0] >= 0
+    warm, _ = heat(things[..., 1:5])
+    warm = warm * there[..., None, None]
+    wanted = torch.zeros_like(nouns)
+    for thing in (0, 1):  # two of one noun share a map
+        index = things[:, thing, 0].long().clamp(min=0)[:, None, None, None].expand(-1, 1, GRID, GRID)
+        wanted = wanted.scatter(1, index, torch.maximum(wanted.gather(1, index), warm[:, thing, None]))
+    p = nouns.sigmoid().clamp(1e-4, 1 - 1e-4)
+    focal = torch.where(wanted == 1, (1 - p).square() * p.log(), (1 - wanted) ** 4 * p.square() * (1 - p).log())
+    loss = -focal.sum() / there.sum()
+
+    nearest = (warm == warm.amax(1, keepdim=True)) * warm  # each cell answers for the thing whose centre is nearer
+    line = (torch.arange(GRID) + 0.5) * SIDE / GRID
+    x0, y0, x1, y1 = things[..., 1:5, None, None].unbind(2)
+    sides = torch.stack(torch.broadcast_tensors(line - x0, line[:, None] - y0, x1 - line, y1 - line[:, None]), 2) * 4 / SIDE
+    loss = loss + ((boxes[:, None] - sides).abs().mean(2) * nearest).sum() / nearest.sum()
+    coloured = nearest * (things[..., 5] >= 0)[..., None, None]
+    logs = colours.log_softmax(1)
+    for thing in (0, 1):
+        index = things[:, thing, 5].long().clamp(min=0)[:, None, None, None].expand(-1, 1, GRID, GRID)
+        loss = loss - 0.5 * (logs.gather(1, index)[:, 0] * coloured[:, thing]).sum() / coloured.sum().clamp(min=1)
+
+    loss = loss + F.cross_entropy(place, whole[:, 0].long()) + F.cross_entropy(style, whole[:, 1].long())
+    some = (whole[:, 2:] > 0).float()
+    loss = loss + 2 * F.binary_cross_entropy_with_logits(torch.cat([night, weather], 1), some)
+    return loss + 5 * (amounts - whole[:, 2:]).square().mean()
+
+
+def train(run: Path, sd: StableDiffusion, count: int, vae_count: int, steps: int) -> Judge:
+    """Two of five pictures through the VAE, two of five as drawn, one a little blurred and noisy; half of them mirrored."""
+    pictures, through, things, whole = draw(count, vae_count, sd, run / "pictures.npz")
+    torch.manual_seed(0)
+    judge = Judge().to(memory_format=torch.channels_last)
+
+    def batch(generator, rng):
+        blurred, drawn = rng.integers(0, len(pictures), 6), rng.integers(0, len(pictures), 13)
+        seen = rng.integers(0, len(through), 13)
+        index = np.concatenate([blurred, drawn, seen])
+        images = as_images(np.concatenate([pictures[blurred], pictures[drawn], through[seen]]), "cpu")
+        soft = F.avg_pool2d(F.pad(images[:6], (1, 1, 1, 1), mode="replicate"), 3, 1)
+        images[:6] = torch.lerp(images[:6], soft, torch.rand(6, 1, 1, 1, generator=generator))
+        images[:6] += 0.06 * torch.randn(6, 3, SIDE, SIDE, generator=generator)
+        boxed, mirrored = torch.from_numpy(things[index]), torch.rand(len(index), generator=generator) < 0.5
+        images[mirrored] = images[mirrored].flip(3)
+        boxed[mirrored] = boxed[mirrored][..., [0, 3, 2, 1, 4, 5]] * torch.tensor([1, -1, 1, -1, 1, 1]) + torch.tensor(
+            [0, SIDE, 0, SIDE, 0, 0]
+        )
+        return loss_of(judge, images, boxed, torch.from_numpy(whole[index]))
+
+    training = Run(run / "judge.pt", judge, 3e-3, steps, average=0.998)
+    training.train(batch, lambda: "")
+    judge.load_state_dict(training.ema)
+    write_whole(FILE, lambda path: save_file({name: t.half().contiguous() for name, t in judge.state_dict().items()}, path))
+    return judge.eval()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--weights", default=str(FILE.parent.parent / "toy"), help="the model whose VAE is used")
+    parser.add_argument("--run", type=Path, default=Path("weights/toyworld/run"), help="where the training's state lies")
+    parser.add_argument("--pictures", type=int, default=12_000)
+    parser.add_argument("--steps", type=int, default=3_600)
+    args = parser.parse_args()
+    sd = StableDiffusion.load(args.weights, device="cpu")
+    train(args.run, sd, args.pictures, args.pictures * 3 // 8, args.steps)
+    print(FILE)
+
+
+if __name__ == "__main__":
+    main()

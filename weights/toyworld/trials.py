@@ -1,0 +1,252 @@
+"""What the scorecard tries: each trial is a function of the model, the judge and a number, and returns what it measured.
+
+A trial's prompts and seeds follow from its number alone, so every run measures the same pictures. Scenes come from
+seeds that no training saw.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from minip2p import Add, LocalBlend, Reweight, StableDiffusion, Swap
+from weights.toyworld import world
+from weights.toyworld.beside import Beside, only_nth, own_maps, unaligned
+from weights.toyworld.judge import Judge, Verdict, compare, test
+from weights.toyworld.measures import amount, judged, overlap, points, psnr_outside
+from weights.toyworld.scene import COLOURS, PLACES
+from weights.toyworld.things import NOUNS
+
+UNSEEN = 3_000_000  # first of the seeds of scenes that neither the toy nor the judge was trained on
+GUIDANCE = 7.5
+BATCH = 10  # pictures of one trial of `obeyed`
+RIVALS = 50  # so many trials of each edit try every method, the others what the aims are about
+CROSS, SELF = 0.8, 0.4  # the edits' windows, as the package has them
+CROSS_SWEEP, SELF_SWEEP = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), (0.0, 0.4, 0.8)
+WEIGHTS = (-2.0, -1.0, 0.0, 1.0, 2.0, 4.0)
+WEIGHT_WINDOWS = (1.0, 0.0)  # for re-weighting: all steps, and self-attention free, which would hold the amounts where they are
+LESS = 0.05  # so much less of a word counts as less
+GRADED = {  # the word that is re-weighted, how a prompt says it, what is measured
+    "night": ("at night", "darkness"), "starry": ("on a starry night", "starry"), "cloudy": (", cloudy", "cloudy"),
+    "snowy": (", snowy", "snowy"), "flowers": ("with flowers", "with flowers"), "red": ("", "redness"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything a trial needs. steps: of every picture it generates."""
+
+    sd: StableDiffusion
+    judge: Judge
+    steps: int
+
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int], edit=None) -> list[Image.Image]:
+        noise = torch.cat([self.sd.noise(seed) for seed in seeds])
+        return self.sd.generate(prompts, latents=noise, steps=self.steps, guidance=GUIDANCE, edit=edit, progress=False).images
+
+
+# ---------------------------------------------------------------- is the prompt obeyed?
+
+
+def scenes(first: int, things: int, count: int) -> list[tuple[int, world.Scene]]:
+    """The next scenes with so many things, with their seeds."""
+    found, seed = [], first
+    while len(found) < count:
+        scene = world.sample(seed)
+        if len(scene.things) == things:
+            found.append((seed, scene))
+        seed += 1
+    return found
+
+
+def obeyed(bench: Bench, number: int) -> list[dict]:
+    """Captions of unseen scenes, those with one and two things by turns: what does the judge find of what they say?"""
+    things = 1 + number % 2
+    chosen = scenes(UNSEEN + 1000 * number, things, BATCH)
+    prompts = [world.caption(scene, seed) for seed, scene in chosen]
+    verdicts = bench.judge.look(bench.generate(prompts, [seed for seed, _ in chosen]))
+    return [
+        {"prompt": prompt, "seed": seed, "things": things, "relation": scene.relation, "nouns": [t.noun for t in scene.things],
+         "seen": [thing.noun for thing in seen.things], "right": compare(seen, scene, prompt)}
+        for (seed, scene), prompt, seen in zip(chosen, prompts, verdicts)
+    ]  # fmt: skip
+
+
+# ---------------------------------------------------------------- do maps point at their things?
+
+
+def word_maps(sd: StableDiffusion, noisy: Tensor, t: Tensor, prompt: str) -> dict[int, list[Tensor]]:
+    """For each map size, the layers' cross-attention maps (levels, side, side, T), averaged over heads."""
+    maps: dict[int, list[Tensor]] = {}
+
+    def record(layer: Tensor, site) -> Tensor:
+        if site.kind == "cross":
+            maps.setdefault(site.height, []).append(layer.mean(1).unflatten(1, (site.height, site.width)).cpu())
+        return layer
+
+    sd.unet(noisy, t, sd.encode_text(prompt).expand(len(t), -1, -1), edit=record)
+    return maps
+
+
+@torch.no_grad()
+def pointing(bench: Bench, number: int) -> list[dict]:
+    """Noise on drawn pictures: is the strongest cell of the noun's map a cell of the thing, whose mask is known?
+
+    Ten noise levels, each seen once, with the caption; and the mean map over them. A cell is the thing's if the thing
+    covers at least half of it. chance: the share of such cells. Also the VAE's error on these pictures.
+    """
+    sd, rows = bench.sd, []
+    for seed in range(UNSEEN + 500_000 + 10 * number, UNSEEN + 500_000 + 10 * (number + 1)):
+        picture, words, scene, truth = world.example(seed)
+        z = sd.encode_image(picture)
+        row = {"psnr": psnr_outside(picture, sd.decode_latents(z)[0], []), "points": []}
+        rows.append(row)
+        nouns = [thing.noun for thing in scene.things]
+        if len(set(nouns)) < len(nouns):
+            continue  # both things' words stand in one map
+        t = torch.tensor(sd.schedule.timesteps(10))
+        a = sd.schedule.alphas_cumprod[t][:, None, None, None].to(z)
+        noise = torch.randn((len(t), *z.shape[1:]), generator=torch.Generator().manual_seed(seed)).to(z)
+        noisy = (a.sqrt() * z + (1 - a).sqrt() * noise).to(sd.dtype)
+        maps = word_maps(sd, noisy, t.to(z.device), words)
+        for noun, mask in zip(nouns, truth.masks):
+            positions = sd.tokenizer.positions(words, noun)
+            row["points"].append({"noun": noun} | {str(side): points(sum(m[..., positions].sum(-1) for m in layers), mask)
+                                                   for side, layers in maps.items()})  # fmt: skip
+    return rows
+
+
+# ---------------------------------------------------------------- edits
+
+
+def pair(number: int) -> tuple[str, str, str, str]:
+    """Two nouns, a third one, and a place."""
+    rng = Random(f"pair {number}")
+    return *rng.sample(list(NOUNS), 3), rng.choice(list(PLACES))
+
+
+def swapped(number: int) -> tuple[list[str], tuple[str, str], str]:
+    """Source and target prompt, the word swapped and the new one, and the other noun; the first and the second by turns."""
+    old, other, new, place = pair(number)
+    prompt = f"a {{}} next to a {other} {place}" if number % 2 else f"a {other} next to a {{}} {place}"
+    return [prompt.format(old), prompt.format(new)], (old, new), other
+
+
+def swap_row(source: Verdict, seen: Verdict, words: tuple[str, str], other: str, pictures=None) -> dict:
+    """Reached: the new noun is found, the old one not."""
+    old, new = words
+    thing, unchanged = (source.find(old), seen.find(new)), (source.find(other), seen.find(other))
+    return judged(thing, unchanged, seen.find(new) and not seen.find(old), pictures)
+
+
+def both_found(source: Verdict, *nouns: str) -> bool:
+    return sorted(thing.noun for thing in source.things) == sorted(nouns)
+
+
+def swap(bench: Bench, number: int) -> dict:
+    """One noun of two is swapped for a third: beside the edit always without control, at first with every method."""
+    prompts, words, other = swapped(number)
+    edit = Swap(bench.sd.tokenizer, prompts, CROSS, SELF)
+    methods = {"no control": None, "n-th map": only_nth(edit, bench.sd.tokenizer.positions(prompts[1], words[1])),
+               "edit": edit, "local blend": edit}  # fmt: skip
+    methods = {name: methods[name] for name in (methods if number < RIVALS else ("no control", "edit"))}
+    every = [prompts[0]] + [prompts[1]] * len(methods)
+    blended = [i for i, name in enumerate(methods, 1) if name == "local blend"]
+    blend = LocalBlend(bench.sd.tokenizer, every, [[words[0]]] + [[words[1]]] * len(methods)) if blended else None
+    images = bench.generate(every, [number], Beside(list(methods.values()), blend, blended))
+    source, *seen = bench.judge.look(images)
+    rows = {name: swap_row(source, verdict, words, other, (images[0], image))
+            for name, verdict, image in zip(methods, seen, images[1:])}  # fmt: skip
+    return {"prompts": prompts, "seed": number, "valid": both_found(source, words[0], other), "rows": rows}
+
+
+def tradeoff(bench: Bench, number: int) -> dict:
+    """The same swaps with windows of every length."""
+    prompts, words, other = swapped(number)
+    windows = [(cross, own) for own in SELF_SWEEP for cross in CROSS_SWEEP]
+    edits = [Swap(bench.sd.tokenizer, prompts, *window) for window in windows]
+    source, *seen = bench.judge.look(bench.generate([prompts[0]] + [prompts[1]] * len(edits), [number], Beside(edits)))
+    rows = {f"{cross} {own}": swap_row(source, verdict, words, other) for (cross, own), verdict in zip(windows, seen)}
+    return {"prompts": prompts, "seed": number, "valid": both_found(source, words[0], other), "rows": rows}
+
+
+def add(bench: Bench, number: int) -> dict:
+    """A style, the night and a colour are added to a scene of two things; later only style and night, by the edit alone."""
+    first, second, _, place = pair(1000 + number)
+    colours = [c for c in COLOURS if c not in (*PLACES[place].hides, "orange")]  # "orange" would want another article
+    colour = colours[number % len(colours)]
+    source = f"a {first} next to a {second} {place}"
+    targets = {
+        "style": f"a child's drawing of {source}",
+        "night": f"{source} at night",
+        "colour": source.replace("a ", f"a {colour} ", 1),
+    }
+    tries = []  # (what is added, method, edit)
+    for what, target in targets.items():
+        edit = Add(bench.sd.tokenizer, [source, target], CROSS, SELF)
+        methods = {"no control": None, "n-th map": unaligned(edit), "edit": edit, "local blend": edit}
+        wanted = methods if what == "colour" else list(methods)[:3]  # the others change the picture as a whole
+        if number >= RIVALS:
+            wanted = [] if what == "colour" else ["edit"]
+        tries += [(what, method, methods[method]) for method in wanted]
+    every = [source] + [targets[what] for what, *_ in tries]
+    blended = [i for i, (_, method, _) in enumerate(tries, 1) if method == "local blend"]
+    blend = LocalBlend(bench.sd.tokenizer, every, [[first]] * len(every)) if blended else None
+    images = bench.generate(every, [1000 + number], Beside([edit for *_, edit in tries], blend, blended))
+    before, *seen = bench.judge.look(images)
+    rows: dict[str, dict] = {what: {} for what in targets}
+    for (what, method, _), after, image in zip(tries, seen, images[1:]):
+        things = [(before.find(noun), after.find(noun)) for noun in (first, second)]
+        reached = {"style": after.style == "a child's drawing of", "night": after.night,
+                   "colour": bool(things[0][1]) and things[0][1].colour == colour}[what]  # fmt: skip
+        rows[what][method] = judged(*things, reached, (images[0], image) if what == "colour" else None)
+    valid = both_found(before, first, second)
+    already = {"style": before.style == "a child's drawing of", "night": before.night,
+               "colour": bool(before.find(first)) and before.find(first).colour == colour}  # fmt: skip
+    return {
+        "prompts": every[:1] + list(targets.values()),
+        "seed": 1000 + number,
+        "valid": valid,
+        "already": already,
+        "rows": rows,
+    }
+
+
+# ---------------------------------------------------------------- more and less of a word
+
+
+def reweight(bench: Bench, number: int) -> dict:
+    """One word of a prompt with one thing, multiplied by each of WEIGHTS; at -2 also without the source's maps, and blended."""
+    word = list(GRADED)[number % len(GRADED)]
+    said, what = GRADED[word]
+    rng = Random(f"reweight {number}")
+    noun = rng.choice([noun for noun in NOUNS if (word, noun) != ("flowers", "flower")])
+    place = rng.choice([place for place in PLACES if word != "snowy" or place != "in the snow"])
+    prompt = f"a red {noun} {place}" if word == "red" else f"a {noun} {place}{'' if said.startswith(',') else ' '}{said}"
+    weights = [w for w in WEIGHTS if w != 1]
+    edits = [Reweight(bench.sd.tokenizer, [prompt, prompt], {word: w}, None, *WEIGHT_WINDOWS) for w in weights]
+    edits += [own_maps(edits[0]), edits[0]]
+    every = [prompt] * (1 + len(edits))
+    images = bench.generate(every, [2000 + number], Beside(edits, LocalBlend(bench.sd.tokenizer, every, word), [len(edits)]))
+    seen = bench.judge.look(images)
+    amounts = [amount(what, image, verdict, seen[0].find(noun)) for image, verdict in zip(images, seen)]
+    kept = [overlap(seen[0].find(noun), verdict.find(noun)) for verdict in seen]
+    values = dict(zip(map(str, [1.0, *weights]), amounts))
+    rows = {"n-th map": -2, "edit": 1, "local blend": -1}
+    return {"prompt": prompt, "seed": 2000 + number, "word": word, "valid": seen[0].find(noun) is not None, "values": values,
+            "rows": {name: {"reached": amounts[0] - amounts[i] > LESS, "overlap": [kept[i]]} for name, i in rows.items()}}  # fmt: skip
+
+
+# ---------------------------------------------------------------- the judge itself
+
+
+def judged_by_truth(bench: Bench, number: int) -> dict:
+    """The judge on unseen drawn pictures, as they are and through the VAE."""
+    return test(bench.judge, bench.sd, 50 * number, 50)
+
+
+TRIALS = {"obeyed": obeyed, "pointing": pointing, "swap": swap, "tradeoff": tradeoff, "add": add, "reweight": reweight,
+          "judged": judged_by_truth}  # fmt: skip
