@@ -65,7 +65,7 @@ def test_python_runs_from_top_to_bottom(tmp_path, monkeypatch, sd1):
     assert stand_in != code
     (tmp_path / "photo.png").write_bytes((ROOT / "lessons/images/swap.png").read_bytes())
     exec(compile(stand_in.replace("seed=0", "seed=0, steps=2"), "README.md", "exec"), {"torch": torch})
-    assert (tmp_path / "dog.png").exists()
+    assert (tmp_path / "car.png").exists()
 
 
 def test_the_seam_is_quoted_word_for_word():
