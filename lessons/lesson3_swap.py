@@ -2,7 +2,7 @@
 
 You will see one picture and three attempts to change one word of its prompt: with the same noise and no control, with
 one attention map carried over, and with Prompt-to-Prompt (Hertz et al. 2022). Then how long the maps must be held, what
-happens from other noise, and a word that takes two tokens. About a minute and a half on two CPU cores.
+happens from other noise, and a word that takes two tokens. About a minute on two CPU cores.
 
     make lesson3            or, with other settings:            make lesson3 SEED=7 STEPS=20
 """

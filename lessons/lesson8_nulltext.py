@@ -2,7 +2,7 @@
 
 You will see the one thing that is fitted (an embedding of the empty prompt, one a step), by hand; how near it comes; what a
 single embedding for all steps would do; and swap, add, re-weight and local blend on photographs, several targets at once
-included. Lesson 7 comes first: it shows what goes wrong without. About two minutes on two CPU cores.
+included. Lesson 7 comes first: it shows what goes wrong without. About a minute and a half on two CPU cores.
 
     make lesson8            or, with other settings:            make lesson8 STEPS=50
 """

@@ -150,7 +150,7 @@ def test_a_folder_and_other_objects_are_refused(tmp_path):
         assert "\n" not in str(error.value)
 
 
-def test_an_absurdly_large_picture_is_refused_before_it_is_read(tmp_path, monkeypatch, recwarn):
+def test_an_absurdly_large_picture_is_refused_before_it_is_read(tmp_path, monkeypatch):
     header = bytearray(png())
     header[16:24] = (60_000).to_bytes(4, "big") + (60_000).to_bytes(4, "big")
     header[29:33] = zlib.crc32(bytes(header[12:29])).to_bytes(4, "big")
@@ -160,4 +160,10 @@ def test_an_absurdly_large_picture_is_refused_before_it_is_read(tmp_path, monkey
     monkeypatch.setattr(images, "MAX_PIXELS", 1999)
     with pytest.raises(PromptError, match="the image has more than"):
         open_image(Image.new("L", (50, 40)), SIZE)
-    assert not recwarn.list
+
+
+def test_a_large_picture_is_read_without_a_warning(tmp_path, monkeypatch, recwarn):
+    (tmp_path / "large.png").write_bytes(png())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1500)  # Pillow warns from here on, and refuses twice as many
+    assert open_image(tmp_path / "large.png", SIZE).size == SIZE[::-1]
+    assert not [warning for warning in recwarn if warning.category is Image.DecompressionBombWarning]
