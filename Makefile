@@ -28,8 +28,8 @@ weights: $(RUNTIME) ## fetch Stable Diffusion 1.5 (2.1 GB) into weights/
 toy: $(RUNTIME) ## train the toy Stable Diffusion anew (hours; weights/README.md)
 	$(PYTHON) -m weights.toyworld.train
 
-scorecard: $(RUNTIME) ## measure how good the toy is (20 minutes; weights/scorecard.md)
-	$(PYTHON) -m weights.toyworld.scorecard
+scorecard: $(RUNTIME) ## measure how good the toy is (20 minutes; weights/scorecard)
+	$(PYTHON) -m weights.scorecard
 
 bench: $(TESTING) ## compare speed and memory with diffusers and the authors' way
 	$(PYTHON) -m tests.bench.bench

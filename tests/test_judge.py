@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 import minip2p
+from weights.scorecard.measures import overlap
 from weights.toyworld import judge as judging
 from weights.toyworld import train_judge, world
 from weights.toyworld.judge import COLOURS, NOUNS, PARTS, PLACES, WHOLE, Found, Verdict, compare, verdict
-from weights.toyworld.measures import overlap
 from weights.toyworld.scene import PENCIL
 
 TOY = Path(__file__).resolve().parent.parent / "weights" / "toy"

@@ -9,13 +9,15 @@ import torch
 from PIL import Image
 
 import minip2p
-from weights.toyworld import judge, scorecard, trials
-from weights.toyworld.beside import Beside, only_nth, own_maps, unaligned
+from weights.scorecard import edits, run
+from weights.scorecard.bench import Bench
+from weights.scorecard.beside import Beside, only_nth, own_maps, unaligned
+from weights.scorecard.measures import judged, overlap, points, psnr_outside
+from weights.scorecard.report import figure, markdown
+from weights.scorecard.run import TRIALS
+from weights.scorecard.summary import by_noun, methods, reweighted, summarise, wrong_pairs
+from weights.toyworld import judge
 from weights.toyworld.judge import Found
-from weights.toyworld.measures import judged, overlap, points, psnr_outside
-from weights.toyworld.report import figure, markdown
-from weights.toyworld.summary import by_noun, methods, reweighted, summarise, wrong_pairs
-from weights.toyworld.trials import TRIALS, Bench
 
 TOY = Path(__file__).resolve().parent.parent / "weights" / "toy"
 
@@ -68,14 +70,14 @@ def test_edits_beside_each_other_are_what_they_are_alone(sd):
     source, target = prompts = ["a cat next to a house in the snow", "a bicycle next to a house in the snow"]
     swap = minip2p.Swap(sd.tokenizer, prompts)
     weighted = minip2p.Reweight(sd.tokenizer, prompts, {"snow": -2}, base=swap)
-    edits = [None, swap, only_nth(swap, sd.tokenizer.positions(target, "bicycle")), own_maps(weighted), unaligned(swap), swap]
-    every = [source] + [target] * len(edits)
-    blend = minip2p.LocalBlend(sd.tokenizer, every, [["cat"]] + [["bicycle"]] * len(edits), threshold=0.8)
+    tried = [None, swap, only_nth(swap, sd.tokenizer.positions(target, "bicycle")), own_maps(weighted), unaligned(swap), swap]
+    every = [source] + [target] * len(tried)
+    blend = minip2p.LocalBlend(sd.tokenizer, every, [["cat"]] + [["bicycle"]] * len(tried), threshold=0.8)
     start = sd.noise(3)
-    together = sd.generate(every, latents=start, steps=5, edit=Beside(edits, blend, [6]), progress=False).latents
+    together = sd.generate(every, latents=start, steps=5, edit=Beside(tried, blend, [6]), progress=False).latents
     alone = minip2p.LocalBlend(sd.tokenizer, prompts, ["cat", "bicycle"], threshold=0.8)
-    edits[-1] = minip2p.Swap(sd.tokenizer, prompts, blend=alone)
-    alone = [sd.generate(prompts, latents=start, steps=5, edit=edit, progress=False).latents for edit in edits]
+    tried[-1] = minip2p.Swap(sd.tokenizer, prompts, blend=alone)
+    alone = [sd.generate(prompts, latents=start, steps=5, edit=edit, progress=False).latents for edit in tried]
     torch.testing.assert_close(together[:1], alone[0][:1], atol=1e-3, rtol=1e-4)
     for row, pair in zip(together[1:], alone):
         torch.testing.assert_close(row, pair[1], atol=1e-3, rtol=1e-4)
@@ -96,7 +98,7 @@ def test_the_naive_swap_carries_one_map(sd):
 
 @pytest.mark.parametrize("number", [0, 1, 2, 37, 199])
 def test_swap_prompts_differ_in_one_noun(sd, number):
-    (source, target), (old, new), other = trials.swapped(number)
+    (source, target), (old, new), other = edits.swapped(number)
     assert source.replace(old, new) == target and other in source and len({old, new, other}) == 3
     assert (source.index(old) < source.index(other)) == bool(number % 2)
     minip2p.Swap(sd.tokenizer, [source, target])
@@ -116,7 +118,7 @@ def test_methods_counts_both_only_where_every_thing_stayed():
 
 def test_reweighting_must_rise_at_every_weight():
     def trial(*values: float) -> dict:
-        return {"values": dict(zip(map(str, trials.WEIGHTS), values))}
+        return {"values": dict(zip(map(str, edits.WEIGHTS), values))}
 
     assert reweighted([trial(0, 1, 2, 3, 4, 5), trial(0, 1, 2, 2.5, 3, 9)])["rises"]
     dip = reweighted([trial(0, 1, 2, 1.5, 4, 5)])
@@ -154,17 +156,17 @@ def tables(text: str) -> list[str]:
 
 
 def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch):
-    monkeypatch.setattr(scorecard, "fingerprint", lambda weights, steps: "x")
+    monkeypatch.setattr(run, "fingerprint", lambda weights, steps: "x")
     file = tmp_path / "trials-x.jsonl"
     kept = [{"trial": "swap", "number": i, "result": {"i": i}} for i in (1, 0)]
     file.write_text("".join(json.dumps(line) + "\n" for line in kept) + '{"trial": "sw')  # killed in the middle of a line
-    assert scorecard.run(str(TOY), {"swap": 2}, 2, tmp_path) == {"swap": [{"i": 0}, {"i": 1}]}  # nothing measured again
+    assert run.run(str(TOY), {"swap": 2}, 2, tmp_path) == {"swap": [{"i": 0}, {"i": 1}]}  # nothing measured again
     assert [json.loads(line) for line in file.read_text().splitlines()] == kept
 
 
 def test_the_kept_results_belong_to_these_weights_and_steps(tmp_path):
     (tmp_path / "weights").write_bytes(b"one")
-    one = scorecard.fingerprint(str(tmp_path), 20)
-    assert one == scorecard.fingerprint(str(tmp_path), 20) != scorecard.fingerprint(str(tmp_path), 50)
+    one = run.fingerprint(str(tmp_path), 20)
+    assert one == run.fingerprint(str(tmp_path), 20) != run.fingerprint(str(tmp_path), 50)
     (tmp_path / "weights").write_bytes(b"two")
-    assert scorecard.fingerprint(str(tmp_path), 20) != one
+    assert run.fingerprint(str(tmp_path), 20) != one

@@ -1,28 +1,15 @@
-"""What the scorecard tries: each trial is a function of the model, the judge and a number, and returns what it measured.
+"""Trials of the edits: does an edit reach its target, and what does it leave alone?"""
 
-A trial's prompts and seeds follow from its number alone, so every run measures the same pictures. Scenes come from
-seeds that no training saw.
-"""
-
-from collections.abc import Sequence
-from dataclasses import dataclass
 from random import Random
 
-import torch
-from PIL import Image
-from torch import Tensor
-
-from minip2p import Add, LocalBlend, Reweight, StableDiffusion, Swap
-from weights.toyworld import world
-from weights.toyworld.beside import Beside, only_nth, own_maps, unaligned
-from weights.toyworld.judge import Judge, Verdict, compare, test
-from weights.toyworld.measures import amount, judged, overlap, points, psnr_outside
+from minip2p import Add, LocalBlend, Reweight, Swap
+from weights.scorecard.bench import Bench
+from weights.scorecard.beside import Beside, only_nth, own_maps, unaligned
+from weights.scorecard.measures import amount, judged, overlap
+from weights.toyworld.judge import Verdict
 from weights.toyworld.scene import COLOURS, PLACES
 from weights.toyworld.things import NOUNS
 
-UNSEEN = 3_000_000  # first of the seeds of scenes that neither the toy nor the judge was trained on
-GUIDANCE = 7.5
-BATCH = 10  # pictures of one trial of `obeyed`
 RIVALS = 50  # so many trials of each edit try every method, the others what the aims are about
 CROSS, SELF = 0.8, 0.4  # the edits' windows, as the package has them
 CROSS_SWEEP, SELF_SWEEP = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), (0.0, 0.4, 0.8)
@@ -33,93 +20,6 @@ GRADED = {  # the word that is re-weighted, how a prompt says it, what is measur
     "night": ("at night", "darkness"), "starry": ("on a starry night", "starry"), "cloudy": (", cloudy", "cloudy"),
     "snowy": (", snowy", "snowy"), "flowers": ("with flowers", "with flowers"), "red": ("", "redness"),
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Everything a trial needs. steps: of every picture it generates."""
-
-    sd: StableDiffusion
-    judge: Judge
-    steps: int
-
-    def generate(self, prompts: Sequence[str], seeds: Sequence[int], edit=None) -> list[Image.Image]:
-        noise = torch.cat([self.sd.noise(seed) for seed in seeds])
-        return self.sd.generate(prompts, latents=noise, steps=self.steps, guidance=GUIDANCE, edit=edit, progress=False).images
-
-
-# ---------------------------------------------------------------- is the prompt obeyed?
-
-
-def scenes(first: int, things: int, count: int) -> list[tuple[int, world.Scene]]:
-    """The next scenes with so many things, with their seeds."""
-    found, seed = [], first
-    while len(found) < count:
-        scene = world.sample(seed)
-        if len(scene.things) == things:
-            found.append((seed, scene))
-        seed += 1
-    return found
-
-
-def obeyed(bench: Bench, number: int) -> list[dict]:
-    """Captions of unseen scenes, those with one and two things by turns: what does the judge find of what they say?"""
-    things = 1 + number % 2
-    chosen = scenes(UNSEEN + 1000 * number, things, BATCH)
-    prompts = [world.caption(scene, seed) for seed, scene in chosen]
-    verdicts = bench.judge.look(bench.generate(prompts, [seed for seed, _ in chosen]))
-    return [
-        {"prompt": prompt, "seed": seed, "things": things, "relation": scene.relation, "nouns": [t.noun for t in scene.things],
-         "seen": [thing.noun for thing in seen.things], "right": compare(seen, scene, prompt)}
-        for (seed, scene), prompt, seen in zip(chosen, prompts, verdicts)
-    ]  # fmt: skip
-
-
-# ---------------------------------------------------------------- do maps point at their things?
-
-
-def word_maps(sd: StableDiffusion, noisy: Tensor, t: Tensor, prompt: str) -> dict[int, list[Tensor]]:
-    """For each map size, the layers' cross-attention maps (levels, side, side, T), averaged over heads."""
-    maps: dict[int, list[Tensor]] = {}
-
-    def record(layer: Tensor, site) -> Tensor:
-        if site.kind == "cross":
-            maps.setdefault(site.height, []).append(layer.mean(1).unflatten(1, (site.height, site.width)).cpu())
-        return layer
-
-    sd.unet(noisy, t, sd.encode_text(prompt).expand(len(t), -1, -1), edit=record)
-    return maps
-
-
-@torch.no_grad()
-def pointing(bench: Bench, number: int) -> list[dict]:
-    """Noise on drawn pictures: is the strongest cell of the noun's map a cell of the thing, whose mask is known?
-
-    Ten noise levels, each seen once, with the caption; and the mean map over them. A cell is the thing's if the thing
-    covers at least half of it. chance: the share of such cells. Also the VAE's error on these pictures.
-    """
-    sd, rows = bench.sd, []
-    for seed in range(UNSEEN + 500_000 + 10 * number, UNSEEN + 500_000 + 10 * (number + 1)):
-        picture, words, scene, truth = world.example(seed)
-        z = sd.encode_image(picture)
-        row = {"psnr": psnr_outside(picture, sd.decode_latents(z)[0], []), "points": []}
-        rows.append(row)
-        nouns = [thing.noun for thing in scene.things]
-        if len(set(nouns)) < len(nouns):
-            continue  # both things' words stand in one map
-        t = torch.tensor(sd.schedule.timesteps(10))
-        a = sd.schedule.alphas_cumprod[t][:, None, None, None].to(z)
-        noise = torch.randn((len(t), *z.shape[1:]), generator=torch.Generator().manual_seed(seed)).to(z)
-        noisy = (a.sqrt() * z + (1 - a).sqrt() * noise).to(sd.dtype)
-        maps = word_maps(sd, noisy, t.to(z.device), words)
-        for noun, mask in zip(nouns, truth.masks):
-            positions = sd.tokenizer.positions(words, noun)
-            row["points"].append({"noun": noun} | {str(side): points(sum(m[..., positions].sum(-1) for m in layers), mask)
-                                                   for side, layers in maps.items()})  # fmt: skip
-    return rows
-
-
-# ---------------------------------------------------------------- edits
 
 
 def pair(number: int) -> tuple[str, str, str, str]:
@@ -238,15 +138,3 @@ def reweight(bench: Bench, number: int) -> dict:
     rows = {"n-th map": -2, "edit": 1, "local blend": -1}
     return {"prompt": prompt, "seed": 2000 + number, "word": word, "valid": seen[0].find(noun) is not None, "values": values,
             "rows": {name: {"reached": amounts[0] - amounts[i] > LESS, "overlap": [kept[i]]} for name, i in rows.items()}}  # fmt: skip
-
-
-# ---------------------------------------------------------------- the judge itself
-
-
-def judged_by_truth(bench: Bench, number: int) -> dict:
-    """The judge on unseen drawn pictures, as they are and through the VAE."""
-    return test(bench.judge, bench.sd, 50 * number, 50)
-
-
-TRIALS = {"obeyed": obeyed, "pointing": pointing, "swap": swap, "tradeoff": tradeoff, "add": add, "reweight": reweight,
-          "judged": judged_by_truth}  # fmt: skip

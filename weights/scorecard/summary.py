@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-from weights.toyworld.trials import CROSS_SWEEP, GRADED, SELF_SWEEP, WEIGHTS
+from weights.scorecard.edits import CROSS_SWEEP, GRADED, SELF_SWEEP, WEIGHTS
 
 KEPT = 0.5  # layout is kept if every thing's boxes overlap by more than this
 Share = tuple[float | None, int]  # a mean, and over how many

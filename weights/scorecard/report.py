@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from minip2p.panels import DPI, FONT, INK
-from weights.toyworld.summary import KEPT, Share
-from weights.toyworld.trials import CROSS, GRADED, GUIDANCE, LESS, SELF, WEIGHT_WINDOWS, WEIGHTS
+from weights.scorecard.bench import GUIDANCE
+from weights.scorecard.edits import CROSS, GRADED, LESS, SELF, WEIGHT_WINDOWS, WEIGHTS
+from weights.scorecard.summary import KEPT, Share
 
 AIMS = {("noun", 1): 0.97, ("nouns", 2): 0.90, ("colour", 0): 0.90, ("place", 0): 0.97, ("style", 0): 0.97}
 EDIT_AIMS = {
