@@ -88,7 +88,7 @@ figure = plots.sweep(
     frames,
     ["noisy latent", "belief,\nguidance 1", f"belief,\nguidance {GUIDANCE}"],
     [f"step {i + 1}\na = {alphas[i]:.2f}" for i in shown],
-    caption("the latent and what the model believes it shows, decoded"),
+    caption("the latent and what the model believes it shows, decoded; a: the clean latent's share"),
 )
 save(figure, chosen, "01_beliefs")
 
@@ -150,8 +150,8 @@ print(f"seed {SEED} alone and in a batch of {many}: largest relative difference 
 # "Without the prompt" is a prompt too, the empty one. Put words in its place, and each step moves away from what they would
 # draw. By hand it is the same function with another embedding. What counts is the difference to the prompt: a negative
 # prompt that is the prompt itself but for "red" leaves only the redness to move away from (and little of the prompt to move
-# towards); the word alone leaves nearly everything. At guidance 1 the half without the prompt cancels, and no negative
-# prompt has a say.
+# towards); the word alone leaves nearly everything, and may even bring more red: the last table counts it. At guidance 1 the
+# half without the prompt cancels, and no negative prompt has a say.
 RED = PROMPT.replace("cat", "red cat").replace("house", "red house")
 negative = {"": guided[GUIDANCE]}
 for words in ("red", RED):

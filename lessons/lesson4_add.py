@@ -18,14 +18,14 @@ from minip2p import edit_plots, plots
 
 chosen = settings("lesson4")
 SEED, STEPS, GUIDANCE = chosen.seed, chosen.steps, 7.5
-SOURCE = "a car next to a castle on a road"
+SOURCE = "a car next to a castle on the grass"
 PHRASES = {
     "a child's drawing": f"a child's drawing of {SOURCE}",
     "a pencil sketch": f"a pencil sketch of {SOURCE}",
     "at night": f"{SOURCE} at night",
     "with flowers": f"{SOURCE} with flowers",
-    "red": SOURCE.replace("a car", "a red car"),
-    "three at once": f"a child's drawing of {SOURCE.replace('a car', 'a red car')} at night",
+    "a red castle": SOURCE.replace("a castle", "a red castle"),
+    "drawing, red\nand night": f"a child's drawing of {SOURCE.replace('a castle', 'a red castle')} at night",
 }
 DROPPED = SOURCE.replace("a car next to ", "")
 PROMPTS = [SOURCE, *PHRASES.values(), DROPPED]
@@ -112,7 +112,7 @@ print(f"\nthe alignment by hand is the library's M and keep: {same}")
 difference = (by_hand.latents[1] - edited.latents[NIGHT]).abs().max() / edited.latents[NIGHT].abs().max()
 print(f"by hand and by library: largest relative difference of the latents {difference:.1e}")
 
-TOGETHER = PROMPTS.index(PHRASES["three at once"])
+TOGETHER = PROMPTS.index(PHRASES["drawing, red\nand night"])
 figure = edit_plots.alignment(sd.tokenizer, add, f"{SOURCE!r} -> {PROMPTS[TOGETHER]!r}", target=TOGETHER)
 save(figure, chosen, "01_alignment")
 

@@ -1,4 +1,4 @@
-"""Re-weight a word: darker nights and more flowers, from attention rows that no longer sum to one.
+"""Re-weight a word: darker nights and fewer stars, from attention rows that no longer sum to one.
 
 You will see a slider on one word of a prompt, from -2 to 8; what it does to the rows of the attention maps, and the same
 slider with rows made whole again; four words measured over several seeds; a word on which the slider does little, and
@@ -146,10 +146,10 @@ save(figure, chosen, "01_slider")
 FEW = max(1, STEPS // 4)
 
 
-def ground_not_green(picture):
-    """The share of the lower third in which green is not the strongest colour."""
-    ground = picture[2 * len(picture) // 3 :]
-    return (ground.argmax(-1) != 1).float().mean()
+def grey_in_the_sky(picture):
+    """The share of pixels with next to no colour in the upper third."""
+    sky = picture[: len(picture) // 3]
+    return (sky.amax(-1) - sky.amin(-1) < 0.2).float().mean()
 
 
 def bright_in_the_sky(picture):
@@ -159,7 +159,7 @@ def bright_in_the_sky(picture):
 
 WORDS = {
     "night": (NIGHT, darkness),
-    "flowers": (f"{SCENE} with flowers", ground_not_green),
+    "cloudy": (f"{SCENE}, cloudy", grey_in_the_sky),
     "starry": (f"{SCENE} on a starry night", bright_in_the_sky),
     "pencil sketch": (f"a pencil sketch of {SCENE}", greyness),
 }
@@ -208,8 +208,8 @@ for name, picture in zip(names, map(as_array, pictures)):
 save(plots.pictures([pictures], [names], caption(f"{RED!r}", FEW)), chosen, "03_copies")
 
 # %% Two words at once, and weights on top of a swap
-BOTH = f"{SCENE} with flowers on a starry night"
-two = minip2p.Reweight(sd.tokenizer, [BOTH, BOTH], {"flowers": 8.0, "starry": -2.0})
+BOTH = f"{SCENE} on a starry night"
+two = minip2p.Reweight(sd.tokenizer, [BOTH, BOTH], {"starry": -2.0, "night": 4.0})
 two_words = run(two, [BOTH, BOTH])
 SWAPPED = [NIGHT, NIGHT.replace("house", "castle")]
 swap = minip2p.Swap(sd.tokenizer, SWAPPED)
@@ -217,8 +217,8 @@ swapped = run(swap, SWAPPED)
 darker = run(minip2p.Reweight(sd.tokenizer, SWAPPED, {"night": 8.0}, base=swap), SWAPPED)
 figure = plots.pictures(
     [[*two_words.images, *swapped.images, darker.images[1]]],
-    [["... with flowers on\na starry night", "flowers × 8,\nstarry × -2", "... at night", "a castle ...", "a castle ...,\nnight × 8"]],
-    caption(f"{SCENE!r} and more phrases; at the right, a swap house -> castle and the same with a weight"),
+    [["... on a starry night", "starry × -2,\nnight × 4", "... at night", "a castle ...", "a castle ...,\nnight × 8"]],
+    caption(f"{SCENE!r} and a phrase; at the right a swap, alone and with a weight"),
 )  # fmt: skip
 save(figure, chosen, "04_together")
 

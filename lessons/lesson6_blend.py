@@ -204,7 +204,8 @@ save(figure, chosen, "05_inpainting")
 
 # %% Stacking
 # Swap a word, add two more, make one of them count double, keep it all at the house. It is one edit: the alignment sets M
-# and keep, the weights multiply, the blend follows after the step. (`Swap` also lines up words that are new or gone.)
+# and keep, the weights multiply, the blend follows after the step. (`Swap` also lines up words that are new or gone.) The night
+# falls inside the mask only, and where the mask holds some sky beside the house, a piece of the sky turns dark.
 FAR = [SOURCE, PROMPTS[1] + " at night"]
 windows = {"cross_replace_steps": 0.8, "self_replace_steps": 0.4}
 swapped = minip2p.Swap(sd.tokenizer, FAR, **windows)

@@ -175,12 +175,12 @@ for name, members in groups.items():
 heads = ["the photograph", "through the VAE", "back at\nguidance 1", f"back at\nguidance {GUIDANCE}"]
 rows, titles = [], []
 for i in range(len(PAIRS)):
-    both = [("twin: ", sheet["twins"]), ("odd: ", sheet["odd ones"])]
+    both = [("usual: ", sheet["twins"]), ("odd: ", sheet["odd ones"])]
     rows.append([column[i] for _, columns in both for column in columns])
     titles.append([f"{kind}{head}" if not i else "" for kind, _ in both for head in heads])
 rows.append([column[0] for column in sheet["a real photograph"]] + [None] * len(heads))
-titles.append(["a real photograph"] + [""] * (2 * len(heads) - 1))
-save(plots.pictures(rows, titles, f"Usual pictures, odd ones and a real one, {STEPS} steps"), chosen, "05_odd")
+titles.append(["a real photograph", *heads[1:]] + [""] * len(heads))
+save(plots.pictures(rows, titles, f"Usual pictures (left), odd ones of the same things (right), and a real photograph\n{STEPS} steps"), chosen, "05_odd")
 spent()
 
 # %% Exercises

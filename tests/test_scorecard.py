@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import minip2p
-from weights.scorecard import edits, run
+from weights.scorecard import edits, report, run
 from weights.scorecard.bench import Bench
 from weights.scorecard.beside import Beside, only_nth, own_maps, unaligned
 from weights.scorecard.measures import judged, overlap, points, psnr_outside
@@ -138,7 +138,7 @@ def test_nouns_and_wrong_pairs():
 
 def test_every_trial_runs_twice_alike_and_the_report_holds_what_it_says(sd, tmp_path):
     bench = Bench(sd, judge.load(), steps=2)
-    results = {name: [trial(bench, number) for number in range(1 + (name == "obeyed"))] for name, trial in TRIALS.items()}
+    results = {name: [trial(bench, number) for number in range(1 + name.startswith("obeyed"))] for name, trial in TRIALS.items()}
     assert json.dumps(results["swap"][0]) == json.dumps(TRIALS["swap"](bench, 0))
     results = json.loads(json.dumps(results))  # as they come back from the file
     summary = summarise(results) | {"steps": 2, "quick": True, "cores": 2, "seconds of an edit": 3.2}
@@ -147,6 +147,15 @@ def test_every_trial_runs_twice_alike_and_the_report_holds_what_it_says(sd, tmp_
     assert all(len({line.count("|") for line in part.splitlines()}) == 1 for part in tables(table))
     figure(summary).savefig(tmp_path / "card.png")
     assert Image.open(tmp_path / "card.png").width > 600
+
+
+def test_an_aim_stands_beside_the_edit_it_is_about():
+    row = {"reached": (0.9, 10), "overlap": (0.5, 10), "psnr": (None, 0), "both": (0.4, 10)}
+    methods = {"no control": row, "edit": row, "local blend": row}
+    lines = report.edits({"swap a noun in a pair": methods, "add a colour": methods, 'add "at night"': methods}).splitlines()[2:]
+    aims = [[cell.split(", ")[-1] for cell in line.split("|") if ", aim" in cell] for line in lines]
+    assert aims == [[], ["aim 90% "], [], [], [], [], [], ["aim 97% "], []]
+    assert "40.0% of 10, aim 90%" in lines[1] and "90.0% of 10, aim 97%" in lines[7]
 
 
 def tables(text: str) -> list[str]:

@@ -19,8 +19,17 @@ from weights.scorecard.run import run
 from weights.scorecard.summary import summarise
 
 ROOT = Path(__file__).resolve().parents[2]
-FULL = {"obeyed": 40, "pointing": 20, "swap": 260, "add": 200, "tradeoff": 10, "reweight": 90, "judged": 10}
-QUICK = {"obeyed": 4, "pointing": 2, "swap": 4, "add": 2, "tradeoff": 1, "reweight": 6, "judged": 1}
+FULL = {
+    "obeyed": 40,
+    "obeyed with less": 40,
+    "pointing": 20,
+    "swap": 260,
+    "add": 200,
+    "tradeoff": 20,
+    "reweight": 90,
+    "judged": 10,
+}
+QUICK = {"obeyed": 4, "obeyed with less": 2, "pointing": 2, "swap": 4, "add": 2, "tradeoff": 1, "reweight": 6, "judged": 1}
 STEPS, QUICK_STEPS = 20, 10
 
 

@@ -15,6 +15,7 @@ from weights.toyworld.judge import Judge
 
 UNSEEN = 3_000_000  # first of the seeds of scenes that neither the toy nor the judge was trained on
 GUIDANCE = 7.5
+LESS_GUIDANCE = 5.0  # the prompts are tried with this too
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,6 @@ class Bench:
     judge: Judge
     steps: int
 
-    def generate(self, prompts: Sequence[str], seeds: Sequence[int], edit=None) -> list[Image.Image]:
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int], edit=None, guidance: float = GUIDANCE) -> list[Image.Image]:
         noise = torch.cat([self.sd.noise(seed) for seed in seeds])
-        return self.sd.generate(prompts, latents=noise, steps=self.steps, guidance=GUIDANCE, edit=edit, progress=False).images
+        return self.sd.generate(prompts, latents=noise, steps=self.steps, guidance=guidance, edit=edit, progress=False).images

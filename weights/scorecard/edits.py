@@ -10,7 +10,7 @@ from weights.toyworld.judge import Verdict
 from weights.toyworld.scene import COLOURS, PLACES
 from weights.toyworld.things import NOUNS
 
-RIVALS = 50  # so many trials of each edit try every method, the others what the aims are about
+RIVALS = 50  # so many trials of additions try every method, the others what the aims are about
 CROSS, SELF = 0.8, 0.4  # the edits' windows, as the package has them
 CROSS_SWEEP, SELF_SWEEP = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), (0.0, 0.4, 0.8)
 WEIGHTS = (-2.0, -1.0, 0.0, 1.0, 2.0, 4.0)
@@ -47,16 +47,14 @@ def both_found(source: Verdict, *nouns: str) -> bool:
 
 
 def swap(bench: Bench, number: int) -> dict:
-    """One noun of two is swapped for a third: beside the edit always without control, at first with every method."""
+    """One noun of two is swapped for a third."""
     prompts, words, other = swapped(number)
     edit = Swap(bench.sd.tokenizer, prompts, CROSS, SELF)
     methods = {"no control": None, "n-th map": only_nth(edit, bench.sd.tokenizer.positions(prompts[1], words[1])),
                "edit": edit, "local blend": edit}  # fmt: skip
-    methods = {name: methods[name] for name in (methods if number < RIVALS else ("no control", "edit"))}
     every = [prompts[0]] + [prompts[1]] * len(methods)
-    blended = [i for i, name in enumerate(methods, 1) if name == "local blend"]
-    blend = LocalBlend(bench.sd.tokenizer, every, [[words[0]]] + [[words[1]]] * len(methods)) if blended else None
-    images = bench.generate(every, [number], Beside(list(methods.values()), blend, blended))
+    blend = LocalBlend(bench.sd.tokenizer, every, [[words[0]]] + [[words[1]]] * len(methods))
+    images = bench.generate(every, [number], Beside(list(methods.values()), blend, [len(methods)]))
     source, *seen = bench.judge.look(images)
     rows = {name: swap_row(source, verdict, words, other, (images[0], image))
             for name, verdict, image in zip(methods, seen, images[1:])}  # fmt: skip

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from minip2p import StableDiffusion
-from weights.scorecard.bench import UNSEEN, Bench
+from weights.scorecard.bench import GUIDANCE, LESS_GUIDANCE, UNSEEN, Bench
 from weights.scorecard.measures import points, psnr_outside
 from weights.toyworld import world
 from weights.toyworld.judge import compare, test
@@ -26,17 +26,22 @@ def scenes(first: int, things: int, count: int) -> list[tuple[int, world.Scene]]
     return found
 
 
-def obeyed(bench: Bench, number: int) -> list[dict]:
+def obeyed(bench: Bench, number: int, guidance: float = GUIDANCE) -> list[dict]:
     """Captions of unseen scenes, those with one and two things by turns: what does the judge find of what they say?"""
     things = 1 + number % 2
     chosen = scenes(UNSEEN + 1000 * number, things, BATCH)
     prompts = [world.caption(scene, seed) for seed, scene in chosen]
-    verdicts = bench.judge.look(bench.generate(prompts, [seed for seed, _ in chosen]))
+    verdicts = bench.judge.look(bench.generate(prompts, [seed for seed, _ in chosen], guidance=guidance))
     return [
         {"prompt": prompt, "seed": seed, "things": things, "relation": scene.relation, "nouns": [t.noun for t in scene.things],
          "seen": [thing.noun for thing in seen.things], "right": compare(seen, scene, prompt)}
         for (seed, scene), prompt, seen in zip(chosen, prompts, verdicts)
     ]  # fmt: skip
+
+
+def obeyed_with_less(bench: Bench, number: int) -> list[dict]:
+    """The same pictures with less guidance."""
+    return obeyed(bench, number, LESS_GUIDANCE)
 
 
 # ---------------------------------------------------------------- do maps point at their things?

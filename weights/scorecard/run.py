@@ -15,11 +15,11 @@ from tqdm import tqdm
 from minip2p import StableDiffusion
 from weights.scorecard.bench import Bench
 from weights.scorecard.edits import add, reweight, swap, tradeoff
-from weights.scorecard.prompts import judged_by_truth, obeyed, pointing
+from weights.scorecard.prompts import judged_by_truth, obeyed, obeyed_with_less, pointing
 from weights.toyworld import judge, world
 
-TRIALS = {"obeyed": obeyed, "pointing": pointing, "swap": swap, "tradeoff": tradeoff, "add": add, "reweight": reweight,
-          "judged": judged_by_truth}  # fmt: skip
+TRIALS = {"obeyed": obeyed, "obeyed with less": obeyed_with_less, "pointing": pointing, "swap": swap, "tradeoff": tradeoff,
+          "add": add, "reweight": reweight, "judged": judged_by_truth}  # fmt: skip
 HERE = Path(__file__).parent
 MODULES = ("bench", "prompts", "edits", "beside", "measures")  # what a result depends on
 

@@ -15,10 +15,11 @@ def share(values: Iterable) -> Share:
 
 
 def summarise(results: dict[str, list]) -> dict:
-    obeyed = [row for part in results["obeyed"] for row in part]
+    obeyed, with_less = ([row for part in results[trial] for row in part] for trial in ("obeyed", "obeyed with less"))
     drawn = [row for part in results["pointing"] for row in part]
     return {
-        "obeyed": {things: answers([row["right"] for row in obeyed if row["things"] == things]) for things in (1, 2)},
+        "obeyed": obeyed_by_things(obeyed),
+        "obeyed with less": obeyed_by_things(with_less),
         "by noun": by_noun(obeyed),
         "by relation": {str(relation): share(row["right"]["nouns"][0] for row in obeyed if row["relation"] == relation)
                         for relation in ("next to", "on", "behind")},
@@ -37,6 +38,10 @@ def summarise(results: dict[str, list]) -> dict:
                      for word in GRADED},
         "judge": {name: answers([part[name] for part in results["judged"]]) for name in results["judged"][0]},
     }  # fmt: skip
+
+
+def obeyed_by_things(rows: Sequence[dict]) -> dict[int, dict[str, Share]]:
+    return {things: answers([row["right"] for row in rows if row["things"] == things]) for things in (1, 2)}
 
 
 def answers(parts: Sequence[dict[str, list]]) -> dict[str, Share]:
