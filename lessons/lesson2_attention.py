@@ -94,6 +94,8 @@ print(f"rows sum to one: largest deviation in {len(seen)} layers, {off:.0e}")
 # %% A map for every word
 # One column of a map, over all pixels, is a little picture of how much each pixel looks at one token. The library's
 # recording averages it over heads, over the layers nearest to 16 x 16, and in these figures over the steps.
+# Two things to look for: does a word get more than 1 / 77 = 1.3 %, what looking at all tokens alike would give it? And how much
+# does the map of one thing also light the other thing?
 where = plots.layers_of(result)
 save(plots.word_maps([("the picture", picture, maps, 0)], caption(where)), chosen, "01_words")
 save(plots.overlays(picture, maps, caption(where), words=WORDS), chosen, "02_overlays")

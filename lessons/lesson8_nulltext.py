@@ -89,12 +89,12 @@ for name in ("house", "dog_and_castle", "cat_on_a_car"):
     picture, caption = photograph(name)
     photos[name] = open_image(picture, SIZE)
     inversions[name] = minip2p.invert(sd, picture, caption, method="null-text", steps=STEPS, guidance=GUIDANCE, lr=LR)
-    print(f"{caption!r}: {inversions[name].evaluations} questions to the UNet")
+    print(f"{caption!r}: {inversions[name].evaluations} UNet evaluations")
 inversion = inversions["house"]
 pivot = inversion.latents
 
 # %% One embedding for all steps
-# Is one a step needed? Fit a single one to random steps of the pivot, with as many questions to the network.
+# Is one a step needed? Fit a single one to random steps of the pivot, with as many evaluations of the network.
 timesteps, alphas = sd.schedule.timesteps(STEPS), sd.schedule.alphas(STEPS)
 single = sd.encode_text("").float().detach().requires_grad_()
 adam, random, BATCH = torch.optim.Adam([single], lr=LR / 3), torch.Generator().manual_seed(chosen.seed), 4

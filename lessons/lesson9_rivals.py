@@ -2,7 +2,7 @@
 
 You will see four ways to edit a photograph from the same DDIM inversion: as it is, with null-text, with the source prompt
 in the place of the empty one, and with the source put back on its path at every step. The last two take a line each and
-nothing is fitted. Then quality, questions to the network and seconds on sixteen photographs: about five minutes on two CPU
+nothing is fitted. Then quality, UNet evaluations and seconds on sixteen photographs: about five minutes on two CPU
 cores, most of them for null-text; SEEDS=1 measures four photographs in a quarter of that.
 
     make lesson9            or, with other settings:            make lesson9 SEEDS=1 STEPS=50
@@ -132,7 +132,7 @@ for number, (photo, prompts, keep, _) in enumerate(tasks, 1):
 # %% Measured, not picked
 an_edit = sum(edit_seconds) / len(edit_seconds)
 print(f"\n{PHOTOGRAPHS} photographs, {STEPS} steps, guidance {GUIDANCE}; an edit takes {an_edit:.1f} s")
-print(f"{'':18}{'source':>10}{'edit, outside the thing':>26}{'obeyed':>9}{'questions to invert':>22}{'seconds':>10}")
+print(f"{'':18}{'source':>10}{'edit, outside the thing':>26}{'obeyed':>9}{'UNet evaluations':>22}{'seconds':>10}")
 whole, outside = (sum(column) / len(limit) for column in zip(*limit))
 print(f"{'VAE alone':18}{whole:>7.1f} dB{outside:>23.1f} dB")
 for method, measured in table.items():

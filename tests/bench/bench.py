@@ -236,7 +236,7 @@ def cases(size: str, device: str, folder: str) -> list[Case]:
     dtypes = ("float16", "float32") if device == "cuda" else ("float32", "bfloat16")
     if size == "toy":
         return [Case(size, folder, device, dtype, 64, 10, 9) for dtype in dtypes]
-    pixels, steps, rounds = (512, 50, 3) if device == "cuda" else (256, 1, 1)
+    pixels, steps, rounds = (512, 50, 3) if device == "cuda" else (512, 2, 1)
     return [Case(size, folder, device, dtype, pixels, steps, rounds) for dtype in dtypes]
 
 
