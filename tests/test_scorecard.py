@@ -121,6 +121,7 @@ def test_reweighting_must_rise_at_every_weight():
         return {"values": dict(zip(map(str, edits.WEIGHTS), values))}
 
     assert reweighted([trial(0, 1, 2, 3, 4, 5), trial(0, 1, 2, 2.5, 3, 9)])["rises"]
+    assert not reweighted([trial(0, 1, 2, 3, 4, 50), trial(1, 0, 0, 0, 0, 0)])["rises"]  # by the mean, but in one picture of two
     dip = reweighted([trial(0, 1, 2, 1.5, 4, 5)])
     assert not dip["rises"] and dip["more at the end"] == (1.0, 1) and dip["means"] == [0, 1, 2, 1.5, 4, 5]
 

@@ -6,6 +6,7 @@ from itertools import pairwise
 from weights.scorecard.edits import CROSS_SWEEP, GRADED, SELF_SWEEP, WEIGHTS
 
 KEPT = 0.5  # layout is kept if every thing's boxes overlap by more than this
+MOST = 0.75  # a word's amount rises if its mean does and so many pictures have more at the largest weight than at the least
 Share = tuple[float | None, int]  # a mean, and over how many
 
 
@@ -33,6 +34,7 @@ def summarise(results: dict[str, list]) -> dict:
             "add \"at night\"": added(results["add"], "night"),
             "weight -2 on a word": methods([t["rows"] for t in results["reweight"] if t["valid"] and t["word"] != "red"]),
         },
+        "other thing kept": others_kept([trial["rows"] for trial in results["swap"] if trial["valid"]]),
         "tradeoff": tradeoff([trial["rows"] for trial in results["tradeoff"] if trial["valid"]]),
         "reweight": {word: reweighted([trial for trial in results["reweight"] if trial["word"] == word and trial["valid"]])
                      for word in GRADED},
@@ -105,6 +107,12 @@ def methods(trials: Sequence[dict[str, dict]]) -> dict[str, dict[str, Share]]:
     return table
 
 
+def others_kept(trials: Sequence[dict[str, dict]]) -> dict[str, Share]:
+    """Of swaps, for each method: how often the thing that was not swapped kept its place."""
+    names = trials[0] if trials else {}
+    return {name: share(trial[name]["overlap"][1] > KEPT for trial in trials) for name in names}
+
+
 def added(trials: Sequence[dict], what: str) -> dict[str, dict[str, Share]]:
     """As `methods`; whether style and night are reached is counted in every picture, with or without the right things."""
     fresh = [trial for trial in trials if not trial["already"][what]]
@@ -123,8 +131,8 @@ def tradeoff(trials: Sequence[dict[str, dict]]) -> dict:
 
 
 def reweighted(trials: Sequence[dict]) -> dict:
-    """The mean amount at each weight, whether it rises from each to the next, and in how many of the pictures it does."""
+    """The mean amount at each weight, whether it rises from each to the next, and in how many pictures from the first to the last."""
     means = [share(trial["values"][str(weight)] for trial in trials)[0] for weight in WEIGHTS]
-    rises = bool(trials) and all(a < b for a, b in pairwise(means))
     ends = share(trial["values"][str(WEIGHTS[-1])] > trial["values"][str(WEIGHTS[0])] for trial in trials)
+    rises = bool(trials) and all(a < b for a, b in pairwise(means)) and ends[0] >= MOST
     return {"means": means, "rises": rises, "more at the end": ends}
