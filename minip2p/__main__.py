@@ -63,6 +63,8 @@ def edit(args: argparse.Namespace) -> None:
     """Source and targets side by side; every target is edited from the same source."""
     output = writable(args.output, PICTURES)
     page = writable(args.explain, FIGURES) if args.explain else None
+    file = args.inversion or args.recording
+    check_seed(args, file)
     if page and len(args.targets) > 1:
         raise PromptError(f"--explain tells the story of one edit and there are {len(args.targets)} targets: give one")
     sd = load(args)
@@ -74,8 +76,7 @@ def edit(args: argparse.Namespace) -> None:
     result = run(sd, args, prompts, edit=change, record=page is not None, **kept)
     if page:
         free = run(sd, args, prompts, record=True, **kept)
-        file = args.inversion or args.recording
-        begun = f"from {file}" if file else f"seed {args.seed}"
+        begun = f"from {file}" if file else f"seed {args.seed or 0}"
         caption = f"{begun}, {len(result.maps.tokens())} steps; maps: {plots.layers_of(result)}"
         write_whole(page, edit_plots.explain(free, result, change, caption).savefig)
         print(f"{page}: the story of this edit")
@@ -87,7 +88,7 @@ def attend(args: argparse.Namespace) -> None:
     """The picture, and where each word of its prompt was looked at."""
     output = writable(args.output, FIGURES)
     result = run(load(args), args, [args.prompt], record=True)
-    caption = f"{args.prompt!r}, seed {args.seed}, {args.steps} steps; {plots.layers_of(result)}"
+    caption = f"{args.prompt!r}, seed {args.seed or 0}, {args.steps} steps; {plots.layers_of(result)}"
     figure = plots.word_maps([("picture", result.images[0], result.maps, 0)], caption)
     write_whole(output, figure.savefig)
     print(f"{output}: {args.prompt!r}")
@@ -105,9 +106,10 @@ def invert(args: argparse.Namespace) -> None:
 def record(args: argparse.Namespace) -> None:
     """A prompt's run becomes a file from which `edit --recording` starts: each edit then runs its targets alone."""
     output = writable(args.output, (".safetensors",))
+    check_seed(args, args.inversion)
     sd = load(args)
     inversion = Inversion.load(args.inversion) if args.inversion else None
-    sd.record(args.prompt, seed=args.seed, steps=args.steps, guidance=args.guidance, inversion=inversion).save(output)
+    sd.record(args.prompt, seed=args.seed or 0, steps=args.steps, guidance=args.guidance, inversion=inversion).save(output)
     print(f"{output}: {args.prompt!r}, {output.stat().st_size / 1e6:.0f} MB")
 
 
@@ -130,12 +132,17 @@ def read_weight(text: str) -> tuple[str, float]:
         raise PromptError(f"--reweight {text!r} is not WORD=NUMBER, such as night=2") from None
 
 
+def check_seed(args: argparse.Namespace, file: str | None) -> None:
+    if file and args.seed is not None:
+        raise PromptError(f"--seed {args.seed} has no say: the noise is the one in {file}; leave out one of the two")
+
+
 def load(args: argparse.Namespace) -> StableDiffusion:
     return StableDiffusion.load(args.weights, args.device, args.dtype)
 
 
 def run(sd: StableDiffusion, args: argparse.Namespace, prompts: list[str], **options) -> Result:
-    return sd.generate(prompts, seed=args.seed, steps=args.steps, guidance=args.guidance, **options)
+    return sd.generate(prompts, seed=args.seed or 0, steps=args.steps, guidance=args.guidance, **options)
 
 
 def save_pictures(path: Path, pictures: list[Image.Image]) -> None:
@@ -161,7 +168,7 @@ def build_parser() -> argparse.ArgumentParser:
         added.add_argument("--steps", type=int, default=50, help="denoising steps (default: 50)")
         added.add_argument("--guidance", type=float, default=7.5, help="how strongly to follow the prompt (default: 7.5)")
         if function is not invert:  # which starts from a picture
-            added.add_argument("--seed", type=int, default=0, help="of the starting noise (default: 0)")
+            added.add_argument("--seed", type=int, help="of the starting noise (default: 0)")
         added.add_argument("-o", "--output", required=True, metavar="FILE", help=output)
         return added
 

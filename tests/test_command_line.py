@@ -69,6 +69,9 @@ def test_attend_draws_a_figure(tmp_path):
         (["edit", "a cat", "a dog", "-o", "{}/e.png", "--cross-replace-steps", "1.5"], "1.5"),
         (["edit", "a cat", "a dog", "-o", "{}/e.png", "--swap", "--add"], "not allowed"),
         (["invert", "cat.png", "a cat", "-o", "{}/c.safetensors", "--seed", "3"], "--seed"),  # it has no noise to draw
+        (["edit", "a cat", "a dog", "-o", "{}/e.png", "--seed", "3", "--inversion", "c.safetensors"], "--seed 3 has no say"),
+        (["edit", "a cat", "a dog", "-o", "{}/e.png", "--seed", "0", "--recording", "c.safetensors"], "--seed 0 has no say"),
+        (["record", "a cat", "-o", "{}/r.safetensors", "--seed", "3", "--inversion", "c.safetensors"], "--seed 3 has no say"),
         (["draw", "a cat"], "draw"),
         ([], "COMMAND"),
     ],
