@@ -14,7 +14,7 @@ from PIL import Image
 
 import minip2p
 from lessons.common import as_array, darkness, greyness, load, save, settings, spent
-from minip2p import edit_plots, plots
+from minip2p import edit_plots, edit_tables, plots
 
 chosen = settings("lesson4")
 SEED, STEPS, GUIDANCE = chosen.seed, chosen.steps, 7.5
@@ -113,7 +113,7 @@ difference = (by_hand.latents[1] - edited.latents[NIGHT]).abs().max() / edited.l
 print(f"by hand and by library: largest relative difference of the latents {difference:.1e}")
 
 TOGETHER = PROMPTS.index(PHRASES["drawing, red\nand night"])
-figure = edit_plots.alignment(sd.tokenizer, add, f"{SOURCE!r} -> {PROMPTS[TOGETHER]!r}", target=TOGETHER)
+figure = edit_tables.alignment(sd.tokenizer, add, f"{SOURCE!r} -> {PROMPTS[TOGETHER]!r}", target=TOGETHER)
 save(figure, chosen, "01_alignment")
 
 # %% Five phrases, and three at once

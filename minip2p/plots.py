@@ -1,4 +1,5 @@
-"""Figures of pictures and attention maps: functions from results to a matplotlib Figure (figures of edits: edit_plots.py).
+"""Figures of pictures and attention maps: functions from results to a matplotlib Figure (of edits: edit_tables.py and
+edit_plots.py).
 
 Every map of a figure has the same scale, which starts at zero: a word that gets little attention looks dark. The title of
 a map is its word and the share of all attention it gets, averaged over the picture; a word's tokens are added up.

@@ -10,8 +10,9 @@ from diffusers import StableDiffusionPipeline
 from diffusers.loaders import single_file_utils
 from hypothesis import settings
 
-from minip2p import StableDiffusion, names
+from minip2p import Inversion, StableDiffusion, invert, names
 from tests.checkpoints import copy, manifest, put
+from tests.inversions import METHODS, PROMPT, QUIET, RATE, SIZE, STEPS, photograph
 from tests.pipelines import random_pipeline
 
 torch.set_num_threads(1)  # networks this small only wait for a second one
@@ -45,6 +46,19 @@ def sd2(tmp_path_factory) -> Pair:
 @pytest.fixture(scope="session")
 def deep(tmp_path_factory) -> Pair:
     return _pair("deep", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def made(sd1, sd2) -> dict[tuple[str, str], Inversion]:
+    """The photograph inverted by (flavour, method)."""
+    models = {"sd1": sd1.ours, "sd2": sd2.ours}
+    options = {"steps": STEPS, "size": SIZE, "lr": RATE} | QUIET
+    return {
+        (flavour, method): invert(sd, photograph(), PROMPT, method, **options)
+        for flavour, sd in models.items()
+        for method in METHODS
+        if flavour == "sd1" or method in ("ddim", "null-text")
+    }
 
 
 @pytest.fixture(params=["sd1", "sd2"])

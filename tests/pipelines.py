@@ -1,4 +1,7 @@
-"""Small random Stable Diffusions, written to disk by diffusers and transformers themselves: the references of the tests."""
+"""Small random Stable Diffusions, written to disk by diffusers and transformers themselves: the references of the tests.
+
+And how far from a reference something is.
+"""
 
 import json
 from pathlib import Path
@@ -67,3 +70,9 @@ def random_pipeline(folder: Path, flavour: str = "sd1", seed: int = 0) -> Stable
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(folder)
     return pipeline
+
+
+def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """How far apart two tensors are, as a part of the second."""
+    assert ours.shape == theirs.shape
+    return ((ours - theirs).norm() / theirs.norm()).item()

@@ -14,6 +14,7 @@ from minip2p.attention import Site
 from minip2p.edits import Edit
 from minip2p.maps import Seam
 from tests import restatement
+from tests.pipelines import difference
 from tests.restatement import Blending, Recipe, marks
 
 T, STEPS = 77, 6
@@ -58,10 +59,6 @@ def model(models) -> Model:
 def plain(model) -> Tensor:
     """The latents of PROMPTS without an edit."""
     return model.generate(PROMPTS)
-
-
-def difference(ours: Tensor, theirs: Tensor) -> float:
-    return ((ours - theirs).norm() / theirs.norm()).item()
 
 
 # ---------------------------------------------------------------- against the published formulas

@@ -9,14 +9,10 @@ from minip2p import StableDiffusion
 from minip2p.ddim import Schedule, ddim_step, predict_clean
 from minip2p.unet import time_features
 from tests.conftest import Pair
+from tests.pipelines import difference
 
 PROMPTS = ["a red cat on the grass", "the bicycle by a river, at night!", ""]
 SIZES = [(16, 16), (8, 16), (24, 4)]  # of latents: trained on, wide, narrow; each can be halved twice
-
-
-def error(ours: torch.Tensor, reference: torch.Tensor) -> float:
-    assert ours.shape == reference.shape
-    return ((ours - reference).norm() / reference.norm()).item()
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -35,8 +31,8 @@ def unet_inputs(pair: Pair, size: tuple[int, int] = (16, 16)) -> tuple[torch.Ten
 def test_text_encoder(pair):
     """quick_gelu in sd1, exact gelu in sd2."""
     tokens = pair.ours.tokenizer(PROMPTS)
-    assert error(pair.ours.text_encoder(tokens), pair.reference.text_encoder(tokens).last_hidden_state) < 2e-5
-    assert error(pair.ours.text_encoder(tokens[:, :9]), pair.reference.text_encoder(tokens[:, :9]).last_hidden_state) < 2e-5
+    assert difference(pair.ours.text_encoder(tokens), pair.reference.text_encoder(tokens).last_hidden_state) < 2e-5
+    assert difference(pair.ours.text_encoder(tokens[:, :9]), pair.reference.text_encoder(tokens[:, :9]).last_hidden_state) < 2e-5
 
 
 @torch.no_grad()
@@ -46,7 +42,7 @@ def test_text_encoder(pair):
 )
 def test_unet(pair, size, t):
     latents, text = unet_inputs(pair, size)
-    assert error(pair.ours.unet(latents, t, text), pair.reference.unet(latents, t, text).sample) < 2e-5
+    assert difference(pair.ours.unet(latents, t, text), pair.reference.unet(latents, t, text).sample) < 2e-5
 
 
 @torch.no_grad()
@@ -55,10 +51,10 @@ def test_vae(pair, size):
     images = randn(2, 3, *size).clamp(-1, 1)
     posterior = pair.reference.vae.encode(images).latent_dist
     mean, log_variance = pair.ours.vae.posterior(images)
-    assert error(pair.ours.vae.encode(images), posterior.mean) < 2e-5
-    assert torch.equal(mean, pair.ours.vae.encode(images)) and error(log_variance, posterior.logvar) < 2e-5
+    assert difference(pair.ours.vae.encode(images), posterior.mean) < 2e-5
+    assert torch.equal(mean, pair.ours.vae.encode(images)) and difference(log_variance, posterior.logvar) < 2e-5
     latents = randn(2, 4, size[0] // 4, size[1] // 4)
-    assert error(pair.ours.vae.decode(latents), pair.reference.vae.decode(latents).sample) < 2e-5
+    assert difference(pair.ours.vae.decode(latents), pair.reference.vae.decode(latents).sample) < 2e-5
 
 
 def test_every_norm_has_the_reference_s_groups_and_eps(pair):
@@ -77,11 +73,11 @@ def test_every_norm_has_the_reference_s_groups_and_eps(pair):
 def test_full_depth(deep):
     """Four levels, two layers each, eight heads and 32 groups everywhere, as Stable Diffusion 1 has them."""
     latents, text = unet_inputs(deep, (8, 16))
-    assert error(deep.ours.unet(latents, 301, text), deep.reference.unet(latents, 301, text).sample) < 2e-5
+    assert difference(deep.ours.unet(latents, 301, text), deep.reference.unet(latents, 301, text).sample) < 2e-5
     images = randn(1, 3, 64, 32).clamp(-1, 1)
-    assert error(deep.ours.vae.encode(images), deep.reference.vae.encode(images).latent_dist.mean) < 2e-5
+    assert difference(deep.ours.vae.encode(images), deep.reference.vae.encode(images).latent_dist.mean) < 2e-5
     latents = randn(1, 4, 8, 4)
-    assert error(deep.ours.vae.decode(latents), deep.reference.vae.decode(latents).sample) < 2e-5
+    assert difference(deep.ours.vae.decode(latents), deep.reference.vae.decode(latents).sample) < 2e-5
 
 
 @pytest.mark.parametrize("channels", [32, 320])
@@ -91,7 +87,7 @@ def test_time_features(sd1, channels, t):
 
     like = randn(2, 4, 8, 8)
     reference = Timesteps(channels, flip_sin_to_cos=True, downscale_freq_shift=0)(torch.as_tensor(t).expand(2))
-    assert error(time_features(t, channels, like), reference) < 1e-6
+    assert difference(time_features(t, channels, like), reference) < 1e-6
 
 
 @torch.no_grad()
@@ -99,8 +95,8 @@ def test_float64_agrees_with_float32(sd1):
     """What is left of the error is rounding: twice the digits give the same numbers."""
     exact = StableDiffusion.load(sd1.folder, device="cpu", dtype="float64")
     latents, text = unet_inputs(sd1)
-    assert error(sd1.ours.encode_text(PROMPTS).double(), exact.encode_text(PROMPTS)) < 2e-6
-    assert error(sd1.ours.unet(latents, 41, text).double(), exact.unet(latents.double(), 41, text.double())) < 2e-5
+    assert difference(sd1.ours.encode_text(PROMPTS).double(), exact.encode_text(PROMPTS)) < 2e-6
+    assert difference(sd1.ours.unet(latents, 41, text).double(), exact.unet(latents.double(), 41, text.double())) < 2e-5
 
 
 # ---------------------------------------------------------------- the schedule
@@ -141,9 +137,9 @@ def test_one_step(prediction, steps):
     for i in sorted({0, steps // 2, steps - 1}):
         step = reference.step(output, schedule.timesteps(steps)[i], z)
         noise = schedule.noise(output, z, alphas[i])
-        assert error(ddim_step(z, noise, alphas[i], alphas[i + 1]), step.prev_sample) < 2e-6
-        assert error(predict_clean(z, noise, alphas[i]), step.pred_original_sample) < 2e-6
-        assert error(ddim_step(ddim_step(z, noise, alphas[i], alphas[i + 1]), noise, alphas[i + 1], alphas[i]), z) < 2e-6
+        assert difference(ddim_step(z, noise, alphas[i], alphas[i + 1]), step.prev_sample) < 2e-6
+        assert difference(predict_clean(z, noise, alphas[i]), step.pred_original_sample) < 2e-6
+        assert difference(ddim_step(ddim_step(z, noise, alphas[i], alphas[i + 1]), noise, alphas[i + 1], alphas[i]), z) < 2e-6
 
 
 # ---------------------------------------------------------------- a whole run
@@ -160,7 +156,7 @@ def test_ten_steps_equal_the_diffusers_pipeline(pair, guidance, negative, size):
     settings = {"num_inference_steps": 10, "guidance_scale": guidance, "negative_prompt": [negative] * 2}
     height, width = size
     reference = pair.reference(PROMPTS[:2], latents=latents, height=height, width=width, output_type="latent", **settings).images
-    assert error(ours.latents, reference) < 1e-4
+    assert difference(ours.latents, reference) < 1e-4
     pictures = pair.reference.vae.decode(reference / pair.reference.vae.config.scaling_factor).sample
     pictures = pair.reference.image_processor.postprocess(pictures.detach(), output_type="np")
     assert np.abs(np.stack(ours.images) - 255 * pictures).max() <= 1
@@ -171,7 +167,7 @@ def test_encode_image_equals_the_diffusers_processor(pair):
     pixels = pair.reference.image_processor.preprocess(picture)
     with torch.no_grad():
         reference = pair.reference.vae.encode(pixels).latent_dist.mean * pair.reference.vae.config.scaling_factor
-    assert error(pair.ours.encode_image(picture), reference) < 2e-5
+    assert difference(pair.ours.encode_image(picture), reference) < 2e-5
 
 
 def test_a_seed_is_one_noise_on_the_cpu_and_one_picture(sd1):
@@ -194,7 +190,7 @@ def same(maps, site):
 def test_explicit_maps_equal_the_fast_path(pair, size):
     latents, text = unet_inputs(pair, size)
     fast = pair.ours.unet(latents, 321, text)
-    assert 0 < error(pair.ours.unet(latents, 321, text, edit=same), fast) < 2e-5  # 0 would mean that nothing was asked
+    assert 0 < difference(pair.ours.unet(latents, 321, text, edit=same), fast) < 2e-5  # 0 would mean that nothing was asked
 
 
 @torch.no_grad()
@@ -233,7 +229,7 @@ def test_an_edit_that_changes_maps_changes_the_noise_only_where_asked(sd1):
         return torch.cat([maps[:1].flip(-1), maps[1:]]) if site.kind == "cross" else maps
 
     edited = sd1.ours.unet(latents, 321, text, edit=blind_first)
-    assert error(edited[:1], plain[:1]) > 1e-3 and error(edited[1:], plain[1:]) < 2e-5
+    assert difference(edited[:1], plain[:1]) > 1e-3 and difference(edited[1:], plain[1:]) < 2e-5
 
 
 def test_gradients_flow_to_the_text_through_both_paths(sd1):
@@ -244,5 +240,5 @@ def test_gradients_flow_to_the_text_through_both_paths(sd1):
         text = text.detach().requires_grad_()
         (sd1.ours.unet(latents, 321, text, edit=edit) * randn(3, 4, 16, 16, seed=1)).sum().backward()
         gradients.append(text.grad)
-    assert gradients[0].norm() > 0 and error(gradients[1], gradients[0]) < 1e-4 and error(gradients[2], gradients[0]) < 1e-4
+    assert gradients[0].norm() > 0 and difference(gradients[1], gradients[0]) < 1e-4 and difference(gradients[2], gradients[0]) < 1e-4
     assert not any(weight.requires_grad or weight.grad is not None for weight in sd1.ours.unet.parameters())

@@ -8,6 +8,7 @@ from PIL import Image
 import minip2p
 from minip2p import PromptError, Reweight, StableDiffusion
 from minip2p.ddim import ddim_step
+from tests.pipelines import difference
 from tests.restatement import sharp_pipeline
 
 STEPS, T = 4, 77
@@ -36,7 +37,7 @@ def generate(sd: StableDiffusion, prompts=PROMPTS, **options) -> minip2p.Result:
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return ((a - b).norm() / b.norm()).item() < 1e-5
+    return difference(a, b) < 1e-5
 
 
 # ---------------------------------------------------------------- recorded maps

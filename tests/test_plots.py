@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from PIL import Image
 
-from minip2p import Add, LocalBlend, Reweight, StableDiffusion, Swap, edit_plots, panels, plots
+from minip2p import Add, LocalBlend, Reweight, StableDiffusion, Swap, edit_plots, edit_tables, panels, plots
 from minip2p.__main__ import main
 from minip2p.errors import PromptError
 from tests.pipelines import random_pipeline
@@ -195,7 +195,7 @@ def test_curve_names_its_lines():
 
 def test_alignment_has_words_as_labels_and_the_edit_as_cells(sd, swap, add):
     edit, *_ = swap
-    figure = edit_plots.alignment(sd.tokenizer, edit, "caption")
+    figure = edit_tables.alignment(sd.tokenizer, edit, "caption")
     (axis,) = figure.axes
     source, target = ([text.get_text() for text in labels] for labels in (axis.get_yticklabels(), axis.get_xticklabels()))
     assert source == ["(start)", *SOURCE.split(), "(end)", "its own map"]
@@ -206,7 +206,7 @@ def test_alignment_has_words_as_labels_and_the_edit_as_cells(sd, swap, add):
     assert not cells[-1].any()
     assert_one_look(figure, bars=0)
 
-    figure = edit_plots.alignment(sd.tokenizer, add[0], "caption")
+    figure = edit_tables.alignment(sd.tokenizer, add[0], "caption")
     labels, cells = figure.axes[0].get_xticklabels(), figure.axes[0].images[0].get_array()
     own = [label.get_text() for label, cell in zip(labels, cells[-1]) if cell == -1]
     assert own[-2:] == ["at", "night × 2"] and "red" not in own
@@ -215,7 +215,7 @@ def test_alignment_has_words_as_labels_and_the_edit_as_cells(sd, swap, add):
 
 def test_windows_equal_what_the_edit_does_at_each_step(sd, swap):
     edit, *_ = swap
-    figure = edit_plots.windows(sd.tokenizer, edit, STEPS, "caption")
+    figure = edit_tables.windows(sd.tokenizer, edit, STEPS, "caption")
     axis = figure.axes[0]
     names, cells = [text.get_text() for text in axis.get_yticklabels()], axis.images[0].get_array()
     rows = {name: row.tolist() for name, row in zip(names, cells)}
@@ -225,7 +225,7 @@ def test_windows_equal_what_the_edit_does_at_each_step(sd, swap):
 
 
 def test_new_words_are_told_apart_in_the_windows(sd, add):
-    names, raster = edit_plots.window_raster(sd.tokenizer, add[0], STEPS, 1)
+    names, raster = edit_tables.window_raster(sd.tokenizer, add[0], STEPS, 1)
     assert raster[names.index("night × 2")].tolist() == [-1, -1, -1, -1, 0] and "local blend" not in names
 
 

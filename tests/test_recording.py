@@ -14,6 +14,7 @@ from minip2p import Add, LocalBlend, PromptError, Recording, Reweight, StableDif
 from minip2p.__main__ import main
 from minip2p.inversion import METHODS
 from minip2p.recording import map_shapes, size_in_bytes
+from tests.pipelines import difference
 from tests.restatement import sharp_pipeline
 
 CAT, DOG, NIGHT = "a red cat on the grass", "a red dog on the grass", "a red cat on the grass at night"
@@ -31,10 +32,6 @@ def sd(request, tmp_path_factory) -> StableDiffusion:
 @pytest.fixture(scope="module")
 def recording(sd) -> Recording:
     return sd.record(CAT, steps=STEPS, **QUIET)
-
-
-def difference(ours: Tensor, theirs: Tensor) -> float:
-    return ((ours - theirs).norm() / theirs.norm()).item()
 
 
 def edits(tokenizer) -> dict[str, tuple]:
