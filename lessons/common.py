@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
 from minip2p import CheckpointError, PromptError, StableDiffusion
 from minip2p.files import write_whole
+from weights.toyworld import judge
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGUN = time.perf_counter()
@@ -35,18 +37,19 @@ class Settings:
 def settings(lesson: str, steps: int = 50) -> Settings:
     """WEIGHTS, DEVICE, SEED, STEPS, SEEDS from the environment; a value that cannot be used ends the lesson in one line.
 
-    steps: where STEPS is not given."""
+    steps: where STEPS is not given. With fewer than 5 the first step begins halfway to the picture, and windows are empty.
+    """
 
-    def number(name: str, default: int, least: int) -> int:
+    def number(name: str, default: int, least: int, most: int = 10**9) -> int:
         text = os.environ.get(name) or str(default)
-        if not text.isdecimal() or int(text) < least:
-            stop(f"{name}={text} is not a whole number from {least} up")
+        if not text.isdecimal() or not least <= int(text) <= most:
+            stop(f"{name}={text} is not a whole number from {least} to {most}")
         return int(text)
 
     out = Path(os.environ.get("OUT") or ROOT / "out") / lesson
     out.mkdir(parents=True, exist_ok=True)
     weights = os.environ.get("WEIGHTS") or str(ROOT / "weights" / "toy")
-    return Settings(weights, os.environ.get("DEVICE") or None, number("SEED", 0, 0), number("STEPS", steps, 1), number("SEEDS", 4, 1), out)
+    return Settings(weights, os.environ.get("DEVICE") or None, number("SEED", 0, 0), number("STEPS", steps, 5, 999), number("SEEDS", 4, 1), out)
 
 
 def load(chosen: Settings) -> StableDiffusion:
@@ -93,8 +96,16 @@ def darkness(array: Tensor) -> Tensor:
 
 
 def greyness(array: Tensor) -> Tensor:
-    """Of `as_array(picture)`: 1 where all three colours are equal everywhere, 0 where each is at one end of its range."""
+    """Of `as_array(picture)`: 1 where all pixels are grey, 0 where each has one colour in full and another not at all."""
     return 1 - (array.amax(-1) - array.amin(-1)).mean()
+
+
+def layout(a: Image.Image, b: Image.Image) -> float:
+    """How far two pictures have their outlines in the same places: the correlation of their edges, which are the gradient
+    magnitude of the grey picture, averaged over 16 x 16 cells. 1 for the same picture, also if it is lighter or darker as a
+    whole; unrelated pictures are not at 0, for most have a horizon and a thing on the ground."""
+    greys = [torch.stack(torch.gradient(as_array(picture).mean(-1))).norm(dim=0) for picture in (a, b)]
+    return float(torch.corrcoef(torch.stack([F.adaptive_avg_pool2d(edges[None], 16).flatten() for edges in greys]))[0, 1])
 
 
 def as_array(picture: Image.Image) -> Tensor:
@@ -116,3 +127,10 @@ def explains(sd: StableDiffusion, latents: Tensor, prompts: list[str], levels: i
         output = sd.unet(noisy.to(sd.dtype), t.to(latents.device), sd.encode_text(prompt).expand(levels, -1, -1)).float()
         errors.append((sd.schedule.noise(output, noisy, a) - noise).square().mean())
     return int(torch.stack(errors).argmin())
+
+
+def swapped(picture: Image.Image, old: str, new: str) -> bool:
+    """Is one noun in the other's place? A detector trained on the toy's world (weights/toyworld/judge.py) must find the new
+    noun and no longer the old one. It knows the toy's ten nouns, in pictures as the toy draws them."""
+    (seen,) = judge.load().look([picture.resize((judge.SIDE, judge.SIDE))])
+    return seen.find(new) is not None and seen.find(old) is None

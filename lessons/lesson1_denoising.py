@@ -1,7 +1,7 @@
 """Denoising: how noise becomes a picture, what guidance does, and where a negative prompt goes.
 
 You will see Stable Diffusion's loop written out in a dozen lines, what the model believes the picture to be at each step,
-the same noise at five guidance scales, sampling noise put back in by hand, and a colour talked away by a negative prompt.
+the same noise at five guidance scales, sampling noise put back in by hand, and a negative prompt that argues against a colour.
 About a minute on two CPU cores.
 
     make lesson1            or, with other settings:            make lesson1 SEED=7 STEPS=20
@@ -36,8 +36,8 @@ print("tokens:", tokens[0, :12].tolist(), "...", "->", "text embedding", tuple(t
 
 # %% The schedule, and one step of it
 # A noisy latent is z = sqrt(a) z_0 + sqrt(1 - a) e: a part of the clean latent z_0 and a part of Gaussian noise e, where
-# a, the share of the picture in the variance, grows from step to step. The network looks at z and predicts e. Solving the
-# line for z_0 gives what it believes the clean latent to be. A step mixes that belief again with noise, a little less of it.
+# a, the share of the picture in the variance, grows from step to step. The network looks at z and predicts e. Solving this
+# equation for z_0 gives what it believes the clean latent to be. A step mixes that belief again with noise, a little less of it.
 
 
 def predict_noise(z, t, a, text, no_text):
@@ -57,7 +57,7 @@ def denoise(z, text, no_text, steps, draws=()):
     for i, t in enumerate(sd.schedule.timesteps(steps)):
         a_from, a_to = alphas[i], alphas[i + 1]
         without, with_text = predict_noise(z, t, a_from, text, no_text)
-        noise = without + GUIDANCE * (with_text - without)  # as far as the prompt pulls, times GUIDANCE (Ho & Salimans 2022)
+        noise = without + GUIDANCE * (with_text - without)  # as far as the prompt pulls, times GUIDANCE (Ho & Salimans 2022, whose w is ours less 1)
         clean = (z - (1 - a_from) ** 0.5 * noise) / a_from**0.5  # Song et al. 2020, eq. 9; also predict_clean(z, noise, a_from)
         path.append((z, predict_clean(z, with_text, a_from), clean))
         sigma = ((1 - a_to) / (1 - a_from) * (1 - a_from / a_to)) ** 0.5 if draws else 0.0  # eq. 16 with eta = 1: as DDPM
@@ -123,8 +123,9 @@ def mean(values):
 # What decides the picture then, the start or the draws? The more alike two pictures are, the higher the PSNR.
 other_draws = mean(psnr(sampled[i], sampled[j]) for i, j in [(0, 1), (0, 2), (1, 2), (3, 4), (3, 5), (4, 5)])
 other_start = mean(psnr(sampled[i], sampled[i + 3]) for i in range(3))
+both_other = mean(psnr(sampled[i], sampled[j + 3]) for i in range(3) for j in range(3) if i != j)
 print(f"PSNR with sigma = 0: another start {psnr(result.images[0], other.images[0]):.1f} dB")
-print(f"PSNR with sigma > 0: same start, other draws {other_draws:.1f} dB; another start, same draws {other_start:.1f} dB")
+print(f"PSNR with sigma > 0: same start, other draws {other_draws:.1f} dB; another start, same draws {other_start:.1f} dB; both other {both_other:.1f} dB")
 
 # %% Guidance
 # At 0 the prompt is not heard; 1 is the model as it was trained: the noise predicted with the prompt. Beyond 1 the prediction
@@ -142,7 +143,7 @@ figure = plots.sweep(
 save(figure, chosen, "04_guidance")
 
 # The same seed once more, now as one of a batch: sums are rounded in another order, and the steps amplify what that changes.
-# "The same seed, the same picture" holds to the last bit on one device with one batch size, elsewhere only nearly.
+# "The same seed, the same picture" holds to the last bit on a CPU with one batch size and number of threads, elsewhere nearly.
 batched = largest_difference(guided[GUIDANCE].latents[:1], result.latents)
 print(f"seed {SEED} alone and in a batch of {many}: largest relative difference {batched:.0e}")
 
@@ -174,7 +175,8 @@ away = short(guidance=GUIDANCE, negative=RED)
 by_hand = denoise(start, text, sd.encode_text(RED).detach(), 5)[1]
 print("negative prompts, largest relative differences after five steps:")
 print(f"  by hand and by library                {largest_difference(by_hand, away):.0e}")
-print(f"  an empty one against none given       {largest_difference(short(negative=''), short()):.0e}")
+empty = denoise(start, text, sd.encode_text("").detach(), 5)[1]
+print(f"  an empty one against none given       {largest_difference(empty, short()):.0e}")
 print(f"  the red one against none              {largest_difference(away, short(guidance=GUIDANCE)):.0e}")
 
 # %% Measured, not picked
@@ -201,7 +203,7 @@ for w, run in guided.items():
     pictures = torch.stack([as_array(picture) for picture in run.images])
     at_the_end = ((pictures == 0) | (pictures == 1)).float().mean()
     apart = pictures.std(0, unbiased=False).mean()
-    print(f"{w:>10}{cats(run):>24.0%}{run.latents.std():>19.2f}{at_the_end:>20.1%}{apart:>17.1%}")
+    print(f"{w:>10}{cats(run):>24.0%}{run.latents.std():>19.2f}{at_the_end:>20.1%}{apart if many > 1 else '-':>17{'.1%' if many > 1 else ''}}")
 print(f"\n{'negative prompt':44}{'red pixels':>12}{'a cat explains it best':>24}")
 for words, run in negative.items():
     print(f"{words or 'none':44}{mean(map(red, run.images)):>12.1%}{cats(run):>24.0%}")

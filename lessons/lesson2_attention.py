@@ -59,14 +59,14 @@ with torch.no_grad():
 # over the tokens, how much of each token's value (V, from the text too) the pixel takes. Several heads do so side by side.
 attn = block.attn2
 with torch.no_grad():
-    q, k, v = hidden[0] @ attn.to_q.weight.T, text[0] @ attn.to_k.weight.T, text[0] @ attn.to_v.weight.T
+    q, k, v = (x.float() @ w.weight.T.float() for x, w in ((hidden[0], attn.to_q), (text[0], attn.to_k), (text[0], attn.to_v)))
     by_hand, taken = [], []
     for Q, K, V in zip(*(matrix.chunk(attn.heads, dim=-1) for matrix in (q, k, v))):  # (P, d), (T, d), (T, d)
-        M = (Q @ K.T / Q.shape[-1] ** 0.5).float().exp()
+        M = (Q @ K.T / Q.shape[-1] ** 0.5).exp()
         M = M / M.sum(-1, keepdim=True)  # the softmax
         by_hand.append(M)
-        taken.append(M.to(V.dtype) @ V)
-    out_by_hand = torch.cat(taken, dim=-1) @ attn.to_out[0].weight.T + attn.to_out[0].bias
+        taken.append(M @ V)
+    out_by_hand = torch.cat(taken, dim=-1) @ attn.to_out[0].weight.T.float() + attn.to_out[0].bias.float()
 
 # %% What the model's own seam reports
 # An edit is any function from maps to maps. This one changes nothing and takes notes.
@@ -74,7 +74,8 @@ seen = {}
 
 
 def note(maps, site):
-    seen[site] = maps
+    if site.kind == "cross":
+        seen[site] = maps
     return maps
 
 
@@ -84,7 +85,7 @@ with torch.no_grad():
 reported = seen[attn.site(height, width)][0]  # (H, P, T)
 difference = max(
     float((ours - theirs).abs().max() / theirs.abs().max())
-    for ours, theirs in [(torch.stack(by_hand), reported), (out_by_hand.float(), out.float())]
+    for ours, theirs in [(torch.stack(by_hand), reported), (out_by_hand, out.float())]
 )
 print(f"{attn.name}: Q {tuple(q.shape)}, K and V {tuple(k.shape)}, {attn.heads} heads, maps {tuple(reported.shape)}")
 print(f"by hand and by library: largest relative difference of maps and output {difference:.1e}")
@@ -144,7 +145,7 @@ for word, moves in {"tree": early, "snow": late}.items():
 # %% Then whose is the n-th map?
 # The n-th map is one token's, but what that token is about lies in later vectors too. So exchange some vectors for those of
 # the prompt with the boat: only the n-th, only the words after it (they have merely heard of a boat), only end and padding.
-# These last get most of the attention, see the table above; the fourth column shows whether they also decide.
+# The table above says how much of the attention these last get; the fourth column shows whether they also decide.
 index = torch.arange(length, device=sd.device)[:, None]
 source, target = text[0], sd.encode_text(OTHER).detach()[0]
 mixes = {
@@ -184,14 +185,15 @@ for i, name in enumerate(mixes):
 # Take the mean map of the second half of the steps as the settled one, and correlate each step's map with it, pixel by pixel.
 # A single step's map never equals a mean, so the yardstick is what the second half reaches; and since all pictures of a
 # prompt have something in common, there is a floor, the correlation with the settled map of another seed. "At step" is the
-# first that has come 90 % of the way from the floor to the yardstick. The belief about the picture is measured likewise.
+# first that has come 90 % of the way from the floor to the yardstick ("-" where the two are too close to tell, or one seed
+# gives no floor). The belief about the picture is measured likewise.
 HALF = STEPS // 2
 
 
 def settling(tracks):
-    """tracks (seeds, steps, pixels) -> each step's correlation with the settled track, (steps,), and the floor (one seed: 0)."""
+    """tracks (seeds, steps, pixels) -> each step's correlation with the settled track, (steps,), and the floor (one seed: none)."""
     settled = tracks[:, HALF:].mean(1, keepdim=True)
-    floor = correlation(tracks[:, HALF:], settled.roll(1, 0)).mean() if len(tracks) > 1 else 0.0
+    floor = correlation(tracks[:, HALF:], settled.roll(1, 0)).mean() if len(tracks) > 1 else None
     return correlation(tracks, settled).mean(0), floor
 
 
@@ -204,9 +206,12 @@ print(f"{'':12}{'step 1':>9}{'2nd half':>10}{'other seed':>12}{'90 % of the way 
 for name, track in tracks.items():
     curves[name], floor = settling(track)
     plateau = curves[name][HALF:].mean()
+    line = f"{name:12}{curves[name][0]:>9.2f}{plateau:>10.2f}"
+    if floor is None or plateau - floor < 0.1:  # nothing to compare with, or a map that hardly depends on the seed
+        print(f"{line}{'-' if floor is None else f'{floor:.2f}':>12}{'-':>27}{'-':>9}")
+        continue
     step = int((curves[name] >= floor + 0.9 * (plateau - floor)).nonzero()[0])
-    share = sd.schedule.alphas(STEPS)[step]
-    print(f"{name:12}{curves[name][0]:>9.2f}{plateau:>10.2f}{floor:>12.2f}{f'{step + 1} of {STEPS}':>27}{share:>9.3f}")
+    print(f"{line}{floor:>12.2f}{f'{step + 1} of {STEPS}':>27}{sd.schedule.alphas(STEPS)[step]:>9.3f}")
 figure = plots.curve(
     range(1, STEPS + 1), {name: values.tolist() for name, values in curves.items()}, "step",
     "correlation with the\nmean of the second half",

@@ -10,10 +10,9 @@ dropped; and a measure of layout that a change of colours does not disturb. Abou
 # %% Settings
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 import minip2p
-from lessons.common import as_array, darkness, greyness, load, save, settings, spent
+from lessons.common import as_array, darkness, greyness, layout, load, save, settings, spent
 from minip2p import edit_plots, edit_tables, plots
 
 chosen = settings("lesson4")
@@ -122,13 +121,13 @@ figure = plots.sweep(
     [[result.images[0], *result.images[1:-1]] for result in (free, edited)],
     ["no control", "Add"],
     ["the source", *PHRASES],
-    caption(f"{SOURCE!r} and a phrase more"),
+    caption(f"{SOURCE!r} plus one phrase"),
 )
 save(figure, chosen, "02_phrases")
 
 # %% What was kept and what is new
 # "castle" has the source's columns, so it is looked for where it stood. "at night" has none to take: its columns are its
-# own, computed in a picture whose layout is there already.
+# own, computed in a picture that is being held to the source's layout.
 figure = edit_plots.before_after(free, edited, add, caption(f"{SOURCE!r} + 'at night'"), NIGHT, ["castle", "at night"])
 save(figure, chosen, "03_maps")
 
@@ -145,14 +144,15 @@ figure = plots.sweep(
     [[free.images[0], *(columns[window][row] for window in windows)] for row in (0, 1)],
     ["a pencil\nsketch", "at night"],
     ["the source", *(f"{window:.0%}" for window in windows)],
-    caption(f"{SOURCE!r} and a phrase more: the share of the steps with the source's word maps (self-attention: half of it)"),
+    caption(f"{SOURCE!r} plus one phrase: the share of the steps with the source's word maps (self-attention: half of it)"),
 )
 save(figure, chosen, "04_window")
 
 # %% An object more, an object less
-# Dropped words take their columns with them, and nothing fills the rows up again: they sum to less than one (lesson 5). The
-# other way round, a car must find room in a layout that was made without one. Which "a" is new then? The alignment knows
-# no grammar: of two answers equally long it takes the one whose partners stand earlier in the target.
+# Dropped words take their columns with them; the padding is longer by as many tokens, and those bring their own. New words bring
+# their own columns, and as much padding drops out at the end. Either way nothing makes a row sum to one again (more on that
+# in lesson 5). An added car must find room in a layout that was made without one. Which "a" is new then? The alignment
+# knows no grammar: of two answers equally long it takes the one whose partners stand earlier in the target.
 grown = [DROPPED, SOURCE]
 more = run(minip2p.Add(sd.tokenizer, grown), grown)
 figure = plots.pictures(
@@ -162,21 +162,19 @@ figure = plots.pictures(
     caption(f"{SOURCE!r} and {DROPPED!r}"),
 )  # fmt: skip
 save(figure, chosen, "05_more_and_less")
+sums = {"words dropped": edited.maps.tokens(len(PROMPTS) - 1), "words added": edited.maps.tokens(NIGHT)}
+for name, maps in sums.items():  # (steps, h, w, T), within the window
+    rows = maps[: int(CROSS * STEPS)].sum(-1)
+    print(f"sums of rows, {name}: {rows.min():.2f} to {rows.max():.2f}, mean {rows.mean():.2f}")
 found = partners(ids(DROPPED), ids(SOURCE))
 new = [word for word, positions in sd.tokenizer.words(SOURCE) if found[positions[0]] < 0]
 print(f"new in {SOURCE!r}, as seen from {DROPPED!r}: {', '.join(new)}")
 
 # %% Measured, not picked
-# At night every pixel changes, so differences of pixels say nothing about layout; outlines do. Layout: the correlation,
-# between two pictures, of their edges: the gradient magnitude of the grey picture, averaged over 4 x 4 pixels. Control has
-# most to give where a phrase alone moves everything; compare the phrases that leave the layout alone by themselves.
-
-
-def layout(a: Image.Image, b: Image.Image) -> float:
-    """1 for outlines in the same places, whatever their colours and contrast. Unrelated pictures are not at 0, for most
-    have a horizon and a thing on the ground: the last line printed says where they are."""
-    edges = [torch.stack(torch.gradient(as_array(picture).mean(-1))).norm(dim=0) for picture in (a, b)]
-    return float(torch.corrcoef(torch.stack([F.avg_pool2d(edge[None], 4).flatten() for edge in edges]))[0, 1])
+# At night every pixel changes, so differences of pixels say nothing about layout; outlines do: `layout` correlates the edges
+# of two pictures (common.py). A phrase that recolours changes edges too, so even a perfect edit stays below 1. In the column
+# "none", tell the phrases that move the layout from those that leave it alone by themselves: only the first need control.
+# The phrases' own measures are simple counts of pixels, and the car's paint counts too: read them beside the source's.
 
 
 def near_white(picture):
@@ -195,10 +193,10 @@ def red(picture):
 
 
 MEASURES = dict(zip(PHRASES, (near_white, greyness, darkness, colour_on_the_ground, red)))
-FEW = max(1, STEPS // 4)  # to compare pictures with each other, a quarter of the steps is enough
+FEW = max(1, STEPS // 4)  # to compare pictures with each other, a quarter of the steps, to save time
 prompts = [SOURCE, *(PHRASES[phrase] for phrase in MEASURES)]
 short = minip2p.Add(sd.tokenizer, prompts, cross_replace_steps=0.5, self_replace_steps=0.2)
-attempts = {"none": None, "0.8/0.4": minip2p.Add(sd.tokenizer, prompts, CROSS, SELF), "0.5/0.2": short}
+attempts = {"none": None, f"{CROSS}/{SELF}": minip2p.Add(sd.tokenizer, prompts, CROSS, SELF), "0.5/0.2": short}
 values = torch.zeros(chosen.seeds, len(MEASURES), 2 * len(attempts) + 1)
 sources = []
 for k in range(chosen.seeds):
@@ -209,7 +207,7 @@ for k in range(chosen.seeds):
         reached = [measure(as_array(picture)) for picture in (sources[k], *changed)]
         values[k, row] = torch.tensor([*reached, *(layout(sources[k], picture) for picture in changed)])
 
-print(f"\n{SOURCE!r} and a phrase more, seeds {SEED} to {SEED + chosen.seeds - 1}, {FEW} steps")
+print(f"\n{SOURCE!r} plus one phrase, seeds {SEED} to {SEED + chosen.seeds - 1}, {FEW} steps")
 print("control: none, or Add with these windows (cross/self)")
 print(f"{'':42}{'the phrase, measured':^36}{'layout':^28}")
 print(f"{'':42}" + "".join(f"{name:>9}" for name in ("source", *attempts, *attempts)))

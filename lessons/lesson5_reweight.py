@@ -1,6 +1,6 @@
 """Re-weight a word: darker nights and fewer stars, from attention rows that no longer sum to one.
 
-You will see a slider on one word of a prompt, from -2 to 8; what it does to the rows of the attention maps, and the same
+You will see a slider on one word of a prompt, from -4 to 8; what it does to the rows of the attention maps, and the same
 slider with rows made whole again; four words measured over several seeds; a word on which the slider does little, and
 where its meaning is hidden; and weights on top of a swap. About a minute and a half on two CPU cores.
 
@@ -11,6 +11,7 @@ where its meaning is hidden; and weights on top of a swap. About a minute and a 
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 
 import minip2p
 from lessons.common import as_array, darkness, greyness, load, save, settings, spent
@@ -21,7 +22,7 @@ SEED, STEPS, GUIDANCE = chosen.seed, chosen.steps, 7.5
 CROSS, SELF = 0.8, 0.4
 SCENE = "a house next to a tree on the grass"
 NIGHT = f"{SCENE} at night"
-WEIGHTS = [-2.0, -1.0, 0.0, 1.0, 2.0, 4.0, 8.0]
+SLIDER = [-4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0, 8.0]
 sd = load(chosen)
 
 
@@ -72,14 +73,14 @@ def run(edit, prompts, seed: int = SEED, steps: int = STEPS, **options) -> minip
     return sd.generate(prompts, seed=seed, steps=steps, guidance=GUIDANCE, edit=edit, **options)
 
 
-others = [weight for weight in WEIGHTS if weight != 1]  # at weight 1 the target is the source
+others = [weight for weight in SLIDER if weight != 1]  # at weight 1 the target is the source
 night = slider(NIGHT, "night", others)
 result = run(night, night.prompts, record=True)
 
 
 def in_order(pictures: list) -> list:
     """The source, which is weight 1, between the targets."""
-    return [pictures[0 if weight == 1 else 1 + others.index(weight)] for weight in WEIGHTS]
+    return [pictures[0 if weight == 1 else 1 + others.index(weight)] for weight in SLIDER]
 
 
 library = result.latents[1 + others.index(BY_HAND)]
@@ -88,14 +89,14 @@ print(f"by hand and by library: largest relative difference of the latents {diff
 
 # %% Rows that no longer sum to one
 # A row of a map holds one pixel's shares, and they sum to one. If the word has share p of a row, that row now sums to
-# 1 + (w - 1) p. What comes out, the shares times the values V, is then no average of the values any more but shorter,
+# 1 + (w - 1) p (so the mean of the sums must be what the last column says). What comes out, the shares times the values V, is then no average of the values any more but shorter,
 # longer, or (w < 0) with the word's value taken off. No such vector occurred in training: nothing says what it means.
 window = range(int(CROSS * STEPS))
 print(f"\nsums of rows, weight of 'night', over pixels, layers and the {len(window)} steps of the window (heads averaged)")
 print(f"{'weight':>8}{'mean':>8}{'least':>8}{'most':>8}   1 + (w - 1) x mean share")
 layers = result.maps.by_site.values()  # each (steps, prompts, pixels, tokens)
 share = torch.cat([maps[: len(window), 0, :, AT].float().flatten() for maps in layers]).mean()
-for weight, prompt in zip(WEIGHTS, in_order(list(range(len(night.prompts))))):
+for weight, prompt in zip(SLIDER, in_order(list(range(len(night.prompts))))):
     rows = torch.cat([maps[: len(window), prompt].float().sum(-1).flatten() for maps in layers])
     if len(rows):
         print(f"{weight:>8g}{rows.mean():>8.3f}{rows.min():>8.3f}{rows.max():>8.3f}   {1 + (weight - 1) * share:.3f}")
@@ -124,6 +125,7 @@ class Whole:
             maps = inner(maps, site)
             return maps / maps.sum(-1, keepdim=True) if site.kind == "cross" else maps
 
+        edit.wants = inner.wants  # no other maps need be written down
         return edit
 
 
@@ -133,16 +135,16 @@ made_whole = dict(zip([1.0, *positive], whole))
 dark = [1 - float(as_array(picture).mean()) for picture in (whole[0], result.images[-1], whole[-1])]
 print(f"darkness of 'night' x 8: {dark[1]:.2f} as published, {dark[2]:.2f} with rows made whole (x 1: {dark[0]:.2f})")
 figure = plots.sweep(
-    [in_order(result.images), [made_whole.get(weight) for weight in WEIGHTS]],
+    [in_order(result.images), [made_whole.get(weight) for weight in SLIDER]],
     ["as published", "rows made\nwhole again"],
-    [f"night × {weight:g}" for weight in WEIGHTS],
+    [f"night × {weight:g}" for weight in SLIDER],
     caption(f"{NIGHT!r}. Below: as with log w added before the softmax (none for w < 0)"),
 )
 save(figure, chosen, "01_slider")
 
 # %% Four words, measured
 # What each word should bring, as a number from a picture of shape (height, width, 3) with values from 0 to 1. To compare
-# pictures with each other, a quarter of the steps is enough.
+# pictures with each other, a quarter of the steps, to save time.
 FEW = max(1, STEPS // 4)
 
 
@@ -152,15 +154,16 @@ def grey_in_the_sky(picture):
     return (sky.amax(-1) - sky.amin(-1) < 0.2).float().mean()
 
 
-def bright_in_the_sky(picture):
-    """The share of bright pixels in the upper third."""
-    return (picture[: len(picture) // 3].mean(-1) > 0.5).float().mean()
+def specks_in_the_sky(picture):
+    """The share of pixels in the upper third that are clearly brighter than the 5 x 5 around them: stars, and edges of the moon."""
+    sky = picture[: len(picture) // 3].mean(-1)[None]
+    return (sky - F.avg_pool2d(sky, 5, 1, 2, count_include_pad=False) > 0.2).float().mean()
 
 
 WORDS = {
     "night": (NIGHT, darkness),
     "cloudy": (f"{SCENE}, cloudy", grey_in_the_sky),
-    "starry": (f"{SCENE} on a starry night", bright_in_the_sky),
+    "starry": (f"{SCENE} on a starry night", specks_in_the_sky),
     "pencil sketch": (f"a pencil sketch of {SCENE}", greyness),
 }
 strips, measured = {}, {}
@@ -173,7 +176,7 @@ for word, (prompt, measure) in WORDS.items():
         table.append([float(measure(as_array(picture))) for picture in pictures])
     measured[word] = torch.tensor(table).mean(0)
 
-titles = [f"× {weight:g}" for weight in WEIGHTS]
+titles = [f"× {weight:g}" for weight in SLIDER]
 figure = plots.sweep(list(strips.values()), list(strips), titles, caption(f"{SCENE!r} and one more phrase", FEW))
 save(figure, chosen, "02_words")
 
@@ -200,11 +203,14 @@ told = run(colour, colour.prompts, steps=FEW)
 mixed = [replace(sd, text_encoder=encoder(own)).generate(RED, seed=SEED, steps=FEW, guidance=GUIDANCE) for own in (True, False)]
 pictures = [*told.images[1:3], told.images[0], told.images[3], *(one.images[0] for one in mixed)]
 names = ["red × -2", "red × 0", "red × 1", "red × 4", "red, but blue in\nall later tokens", "blue, but red in\nall later tokens"]
+for said in (RED.replace("red ", ""), RED.replace("red", "blue")):  # for scale
+    pictures.append(run(None, [said], steps=FEW).images[0])
+    names.append(f"for scale: {said.split(' next')[0]!r}")
 print(f"\n{RED!r}, seed {SEED}, {FEW} steps: where is the colour?\n{'':40}{'reddish pixels':>16}{'bluish pixels':>16}")
 for name, picture in zip(names, map(as_array, pictures)):
-    strongest = picture[len(picture) // 3 :].argmax(-1)  # below the sky, which is blue by itself
-    says = " ".join(name.split())
-    print(f"    {says:36}{(strongest == 0).float().mean():>16.0%}{(strongest == 2).float().mean():>16.0%}")
+    below = picture[len(picture) // 3 :]  # the sky is blue by itself
+    reddish, bluish = ((below[..., i] - below[..., [j for j in range(3) if j != i]].amax(-1) > 0.2).float().mean() for i in (0, 2))
+    print(f"    {' '.join(name.split()):36}{reddish:>16.0%}{bluish:>16.0%}")
 save(plots.pictures([pictures], [names], caption(f"{RED!r}", FEW)), chosen, "03_copies")
 
 # %% Two words at once, and weights on top of a swap
@@ -230,11 +236,11 @@ print(f"\n{SCENE!r} and one more phrase, {seeds}")
 print(f"{'word: measure':32}" + "".join(f"{title:>7}" for title in titles) + f"{'rises -2 to 2':>16}{'to 8':>6}")
 lines = {}
 for (word, values), (_, measure) in zip(measured.items(), WORDS.values()):
-    rises = ["yes" if (part.diff() > 0).all() else "no" for part in (values[: 1 + WEIGHTS.index(2)], values)]
+    rises = ["yes" if (part.diff() > 0).all() else "no" for part in (values[: 1 + SLIDER.index(2)], values)]
     name = f"{word}: {measure.__name__.replace('_', ' ')}"
     print(f"{name:32}" + "".join(f"{value:>7.3f}" for value in values) + f"{rises[0]:>16}{rises[1]:>6}")
-    lines[name] = (values - values[WEIGHTS.index(1)]).tolist()
-figure = plots.curve(WEIGHTS, lines, "weight", "measure, less that at weight 1", f"{SCENE!r} and one more phrase; {seeds}")
+    lines[name] = (values - values[SLIDER.index(1)]).tolist()
+figure = plots.curve(SLIDER, lines, "weight", "measure, less that at weight 1", f"{SCENE!r} and one more phrase; {seeds}")
 save(figure, chosen, "05_curves")
 spent()
 

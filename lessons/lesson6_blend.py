@@ -1,7 +1,7 @@
 """Keep an edit local, and stack edits: a mask that the maps draw, and four changes in one.
 
 You will see a red house become a purple one, first with changes elsewhere in the picture, then with a mask that confines
-them; how the mask grows and what its threshold does; masks drawn by hand, with Prompt-to-Prompt and in the way of earlier
+them; how the mask settles and what its threshold does; masks drawn by hand, with Prompt-to-Prompt and in the way of earlier
 editors, which lose what lies under the mask; and an edit of four parts. About two minutes on two CPU cores.
 
     make lesson6            or, with other settings:            make lesson6 SEED=7 STEPS=20
@@ -16,6 +16,7 @@ import minip2p
 from lessons.common import as_array, changed, explains, load, save, settings, spent
 from minip2p import edit_plots, plots
 from minip2p.ddim import ddim_step
+from minip2p.maps import nearest
 
 chosen = settings("lesson6")
 SEED, STEPS, GUIDANCE = chosen.seed, chosen.steps, 7.5
@@ -51,16 +52,17 @@ def caption(what: str) -> str:
 # The map of "house" says where the house is. Add it up over the steps so far, in the source's map and in the target's,
 # make it a little larger (each cell becomes the greatest of its 3 x 3 neighbours), and call inside what exceeds a share of
 # its maximum. Outside, after every step, the target's latent is put back to the source's.
+NEAREST = nearest(sd.unet.sites(*sd.noise(SEED).shape[-2:]))
 HOUSE = [sd.tokenizer.positions(prompt, WORD) for prompt in PROMPTS]
 
 
 def watched(edit, noted):
-    """An edit that also notes the 16 x 16 maps, averaged over heads, once they are edited."""
+    """An edit that also notes the maps nearest to 16 x 16, averaged over heads, once they are edited."""
 
     def watch(maps, site):
         maps = edit(maps, site)
-        if site.kind == "cross" and (site.height, site.width) == (16, 16):
-            noted.append(maps.mean(1))  # (2, 256, T)
+        if site in NEAREST:
+            noted.append(maps.mean(1))  # (2, P, T)
         return maps
 
     return watch
@@ -79,7 +81,7 @@ def denoise_locally(edit):
         z = ddim_step(z, noise, alphas[step], alphas[step + 1])
 
         maps = torch.stack(noted).mean(0)  # over the layers
-        shares = shares + torch.stack([own[:, at].sum(-1) for own, at in zip(maps, HOUSE)]).view(2, 1, 16, 16)
+        shares = shares + torch.stack([own[:, at].sum(-1) for own, at in zip(maps, HOUSE)]).view(2, 1, NEAREST[0].height, NEAREST[0].width)
         if step >= int(START * STEPS):
             mask = F.interpolate(F.max_pool2d(shares, 3, stride=1, padding=1), z.shape[-2:], mode="nearest")
             mask = (mask > THRESHOLD * mask.amax((2, 3), keepdim=True)).any(0).float()  # inside in either of the two
@@ -122,8 +124,12 @@ figure = plots.pictures(
 )  # fmt: skip
 save(figure, chosen, "01_local")
 
-# %% The mask grows with the maps
-# One step's map is noisy; their sum settles. From the first step of the blend on it is the sum that is asked.
+# %% The mask settles with the maps
+# One step's map is noisy, and the first ones are diffuse; their sum settles. The mask is always made from the sum so far, so it
+# may grow as well as shrink.
+begin = min(int(START * STEPS), STEPS - 1)
+sizes = {step: float(local.masks[step].mean()) for step in (begin, (begin + STEPS) // 2, STEPS - 1)}
+print("the mask: " + ", ".join(f"{size:.0%} of the picture at step {step + 1}" for step, size in sizes.items()))
 save(edit_plots.mask_strip(local, swap_within(blend()), caption(f"the mask of {WORD!r}, step by step")), chosen, "02_mask")
 
 # %% The threshold
@@ -147,15 +153,16 @@ save(figure, chosen, "03_threshold")
 
 # %% A mask drawn by hand
 # LocalBlend also takes a picture. A person looks at the source and draws a box around the house. For this script to run
-# with any seed, it draws the box around nearly all of what the swap changes strongly: the house, which is another colour.
+# with any seed, it draws the box around nearly all that is red in the source, before anything was edited.
 
 
-def box_around_change(before, after):
-    """(left, top, right, bottom) of the strongly changed pixels, but for the outermost 4 % at each side; a little wider."""
-    strong = (as_array(before) - as_array(after)).abs().amax(-1)
-    rows, columns = (strong >= min(0.35, 0.8 * float(strong.max()))).nonzero(as_tuple=True)
+def box_around_red(picture):
+    """(left, top, right, bottom): from the 4th to the 96th percentile of the reddest pixels, and a margin. No mark on it that
+    an edit could have left."""
+    red = as_array(picture)[..., 0] - as_array(picture)[..., 1:].amax(-1)
+    rows, columns = (red >= 0.5 * red.max()).nonzero(as_tuple=True)
     edges = [float(torch.quantile(where.float(), q)) for q in (0.04, 0.96) for where in (columns, rows)]
-    margin = before.width // 20
+    margin = picture.width // 20
     return edges[0] - margin, edges[1] - margin, edges[2] + margin, edges[3] + margin
 
 
@@ -172,7 +179,7 @@ def within(mask, **windows):
     return swap_within(minip2p.LocalBlend(sd.tokenizer, PROMPTS, mask=mask, start=0.0), **windows)
 
 
-box = box_around_change(*everywhere.images)
+box = box_around_red(source)
 masks = [drawn(box, grow) for grow in (0.5, 1.0, 1.6)]
 by_mask = [run(within(mask)) for mask in masks]
 figure = plots.pictures(
@@ -223,28 +230,31 @@ page = caption(f"the last edit of the stack; maps: {plots.layers_of(no_control)}
 save(edit_plots.explain(no_control, stack[-1], confined, page), chosen, "07_story")
 
 # %% Measured, not picked
-# The box around the house tells where change was wanted. Outside it: how well is the source kept? Inside: is it the same
-# house, apart from its colour? In this world's paints red and purple are about equally light, so a house that was
-# only repainted has nearly the same grey picture. And is it purple now: does the new prompt explain the picture better to
-# the model than the old?
+# The box around the house tells where change was wanted. Outside it: how well is the source kept? (In the last three rows that
+# box is the mask: their source is kept there by construction, but for what the VAE spills over the edge.) Inside: is it the
+# same house, apart from its colour? The toy's red and purple paint are about equally light, so a house that was only repainted
+# has nearly the same grey picture. And is it purple now: does the new prompt explain the picture better to the model than the
+# old one does? A coin would say 50 %.
 
 
 def psnr_at(before, after, where):
+    where = where if where.any() else ~where  # a box may fill the picture
     square = (as_array(before) - as_array(after)).square().mean(-1)[where]
     return float(-10 * square.mean().clamp(min=1e-10).log10())
 
 
-attempts = ["swap", "+ blend at 0.3", f"+ blend at {THRESHOLD}", "swap in the drawn box", "inpainting the box"]
+attempts = ["swap", "+ blend at 0.3", f"+ blend at {THRESHOLD}", "swap in the drawn box", "no control in the box", "inpainting the box"]
 table = {name: [] for name in attempts}
 for seed in range(SEED, SEED + chosen.seeds):
     if seed == SEED:
-        results = [everywhere, by_threshold[0], local, by_mask[1], inpainted]
+        results = [everywhere, by_threshold[0], local, by_mask[1], inpainted_same, inpainted]
     else:
         first = run(swap, seed=seed)
-        mask = drawn(box_around_change(*first.images))
+        mask = drawn(box_around_red(first.images[0]))
         results = [first, *(run(swap_within(blend(threshold)), seed=seed) for threshold in (0.3, THRESHOLD)),
-                   run(within(mask), seed=seed), run(within(mask, **NO_CONTROL), latents=fresh_noise(seed))]  # fmt: skip
-    inside = as_array(drawn(box_around_change(*results[0].images)))[..., 0] > 0.5
+                   run(within(mask), seed=seed), run(within(mask, **NO_CONTROL), seed=seed),
+                   run(within(mask, **NO_CONTROL), latents=fresh_noise(seed))]  # fmt: skip
+    inside = as_array(drawn(box_around_red(results[0].images[0])))[..., 0] > 0.5
     for name, result in zip(attempts, results):
         purple = explains(sd, result.latents[1:], PROMPTS) == 1
         open_to_change = 1.0 if result.masks is None else float(result.masks[-1].mean())

@@ -1,9 +1,9 @@
 """DDIM inversion: the noise a photograph would have come from, and why coming back from it with guidance fails.
 
 You will see a picture walked back to noise and forth again: exactly, nearly, and not at all, depending on what the way back
-is told; how the error shrinks with more steps and grows with guidance; an edit straight after the inversion; and pictures
-as no training picture is. The "photographs" are drawn ones that the toy has never seen (lessons/photographs.py), and one is
-real. One to two minutes on two CPU cores.
+is told; whether guidance amplifies an error or makes one of its own; how the error shrinks with more steps; an edit straight
+after the inversion; and pictures unlike any in training. The "photographs" are drawn ones that the toy has never seen
+(lessons/photographs.py), and one is real. One to two minutes on two CPU cores.
 
     make lesson7            or, with other settings:            make lesson7 STEPS=20 SEEDS=2
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import minip2p
-from lessons.common import explains, load, psnr, save, settings, spent
+from lessons.common import explains, load, psnr, save, settings, spent, swapped
 from lessons.photographs import PORTRAIT, photograph, unseen
 from minip2p import plots
 from minip2p.ddim import ddim_step
@@ -110,13 +110,23 @@ figure = plots.pictures(
 )  # fmt: skip
 save(figure, chosen, "02_back")
 
+# %% Is it the inversion's error that guidance amplifies?
+# So it is usually told. The test is a picture without any: one that the model drew itself at guidance 1, from noise we have.
+# Come back from that very noise with guidance. What it misses the picture by, nothing was there to amplify.
+own = sd.generate(PROMPT, seed=chosen.seed, steps=STEPS, guidance=1)
+print("\nrelative error of the way back, for two pictures of the same prompt")
+print(f"{'':42}" + "".join(f"{f'guidance {guidance}':>14}" for guidance in paths))
+for name, noise, clean in (("the photograph, inverted", pivot[-1], z0), ("a generated picture, from its own noise", own.start, own.latents)):
+    missed = [relative(back(noise, text, guidance, STEPS)[0], clean) for guidance in paths]
+    print(f"{name:42}" + "".join(f"{error:>14.3f}" for error in missed))
+
 # %% More steps, smaller steps
-# The substitution on the way there is the better, the closer neighbouring latents are. With twice the steps each is half
+# The closer neighbouring latents are, the smaller the error of that substitution. With twice the steps each is half
 # as long. Three pictures at once: the functions above take any number of them, each with its own text.
 three = [photograph(name) for name in ("house", "cat_on_a_car", "dog_and_castle")]
 clean = torch.cat([sd.encode_image(open_image(picture, SIZE)) for picture, _ in three])
 texts = sd.encode_text([caption for _, caption in three])
-counts = sorted({max(1, STEPS * share // 10) for share in (2, 5, 10, 20)})
+counts = [steps for steps in (5, 10, 20, 50, 100) if steps <= 2 * STEPS]
 errors = []
 for steps in counts:
     found = back(to_noise(clean, texts, steps)[0][-1], texts, 1, steps)[0]
@@ -129,8 +139,8 @@ figure = plots.curve(
 save(figure, chosen, "03_steps")
 
 # %% An edit straight away
-# The noise is one from which the model makes nearly this picture, at guidance 1. But at 1 the new word is only half obeyed,
-# and at the guidance that obeys it, the source beside it is no longer the photograph.
+# The noise is one from which the model makes nearly this picture, at guidance 1. But 1 is too little for most words to be
+# obeyed, and with more the source beside the edit is no longer the photograph. Which of the two goes wrong here?
 PROMPTS = [PROMPT, PROMPT.replace("house", "castle")]
 swap = minip2p.Swap(sd.tokenizer, PROMPTS, cross_replace_steps=0.8, self_replace_steps=0.4)
 edits = {}
@@ -150,18 +160,20 @@ figure = plots.pictures(
 save(figure, chosen, "04_edit")
 
 # %% Measured, not picked: unusual subjects
-# Guidance draws towards what the prompt usually looks like. Is an unusual subject lost first? Each odd picture has a twin:
-# the same place and the same things, as training had them. Beside them further unseen pictures, and a photograph of the
-# real world, of which the toy knows neither the things nor the words.
-PAIRS = ("cat", "house_in_snow", "ball", "on_the_sand")
+# Guidance draws towards what the prompt usually looks like. Is an unusual subject lost first? Each odd picture has a usual
+# twin: the same place and the same things, as the toy's training had them. Beside them further unseen pictures, and a
+# photograph of the real world, of which the toy knows neither the things nor the words. The VAE's own loss differs from
+# picture to picture, so the way back is compared with what the VAE makes of it. And an edit straight away: does a judge find
+# the new noun, and not the old one? These are few pictures, and a pair may differ by its colours alone: look at all of them.
+PAIRS = {"cat": ("cat", "dog"), "house_in_snow": ("house", "castle"), "ball": ("ball", "flower"), "on_the_sand": ("castle", "house")}
 groups = {
     "unseen pictures": [unseen(number) for number in range(chosen.seed, chosen.seed + chosen.seeds)],
     "twins": [photograph(name) for name in PAIRS],
     "odd ones": [photograph(f"{name}_odd") for name in PAIRS],
     "a real photograph": [(PORTRAIT, "a woman in a uniform in front of a flag")],
 }
-print(f"\nPSNR to the photograph in dB, {STEPS} steps, inverted at guidance 1")
-print(f"{'':20}{'pictures':>10}{'VAE':>8}{'back at 1':>12}{f'back at {GUIDANCE}':>14}{'lost by guidance':>19}")
+print(f"\n{STEPS} steps, inverted at guidance 1; PSNR in dB, the VAE's to the photograph, the others to the VAE's picture")
+print(f"{'':50}{'VAE':>8}{'back at 1':>12}{f'back at {GUIDANCE}':>14}{'swapped':>10}")
 sheet = {}
 for name, members in groups.items():
     pictures = [open_image(picture, SIZE) for picture, _ in members]
@@ -169,8 +181,16 @@ for name, members in groups.items():
     noise = to_noise(clean, texts, STEPS)[0][-1]
     ways = [clean, *(back(noise, texts, guidance, STEPS)[0] for guidance in (1, GUIDANCE))]
     sheet[name] = [pictures, *(sd.decode_latents(latents) for latents in ways)]
-    through, at_one, guided = (decibels(made, pictures) for made in sheet[name][1:])
-    print(f"{name:20}{len(pictures):>10}{through:>8.1f}{at_one:>12.1f}{guided:>14.1f}{at_one - guided:>19.1f}")
+    _, through, at_one, guided = sheet[name]
+    compared = list(zip((through, at_one, guided), (pictures, through, through)))
+    print(f"{f'{name}, mean of {len(pictures)}':50}{decibels(*compared[0]):>8.1f}{decibels(*compared[1]):>12.1f}{decibels(*compared[2]):>14.1f}")
+    for i, ((_, words), (old, new)) in enumerate(zip(members, PAIRS.values() if name in ("twins", "odd ones") else ())):
+        prompts = [words, words.replace(old, new)]
+        edit = minip2p.Swap(sd.tokenizer, prompts, cross_replace_steps=0.8, self_replace_steps=0.4)
+        result = sd.generate(prompts, steps=STEPS, guidance=GUIDANCE, latents=noise[[i]], edit=edit)
+        each = [psnr(a[i], b[i]) for a, b in compared]
+        done = "yes" if swapped(result.images[1], old, new) else "no"
+        print(f"{f'    {words}, {old} -> {new}':50}{each[0]:>8.1f}{each[1]:>12.1f}{each[2]:>14.1f}{done:>10}")
 
 heads = ["the photograph", "through the VAE", "back at\nguidance 1", f"back at\nguidance {GUIDANCE}"]
 rows, titles = [], []

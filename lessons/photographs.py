@@ -40,14 +40,14 @@ TWINS: dict[str, tuple[str, str, list[Piece]]] = {  # name -> caption, place, pi
         "on the sand",
         [
             ("castle", COLOURS["pink"], (0.22, 0.30, 0.80, 0.88), False),
-            ("cat", COLOURS["yellow"], (0.40, 0.31, 0.66, 0.61), False),
+            ("cat", COLOURS["purple"], (0.40, 0.31, 0.66, 0.61), False),
         ],
     ),
     "on_the_sand_odd": (
         "a castle on a cat on the sand",
         "on the sand",
         [
-            ("cat", COLOURS["yellow"], (0.24, 0.34, 0.76, 0.94), False),
+            ("cat", COLOURS["purple"], (0.24, 0.34, 0.76, 0.94), False),
             ("castle", COLOURS["pink"], (0.40, 0.04, 0.72, 0.36), False),
         ],
     ),

@@ -1,5 +1,6 @@
 """README.md and weights/README.md as readers use them: commands are run, Python is run, named files and targets are there."""
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -20,7 +21,7 @@ def blocks(language: str, page: str = "README.md") -> list[str]:
 
 def shell_lines() -> list[str]:
     lines = "\n".join(block for page in PAGES for block in blocks("sh", page)).replace("\\\n", " ").splitlines()
-    return [line.split("#")[0].strip() for line in lines if line.strip()]
+    return [command for line in lines if (command := line.split("#")[0].strip())]
 
 
 OWN = [line for line in shell_lines() if line.startswith("python -m minip2p")]
@@ -86,3 +87,15 @@ def test_the_map_of_the_files_is_complete_and_its_line_counts_are_about_right():
     assert set(said) == set(files) - {"__init__.py"}
     for name, lines in said.items():
         assert abs(int(lines) - files[name]) <= 25, f"{name}: the README says {lines} lines, there are {files[name]}"
+
+
+def test_a_file_imports_only_those_above_it():
+    order = re.findall(r"^\| `(\w+)\.py` \|", PAGES["README.md"], re.MULTILINE)
+    order = ["errors", "files", *(name for name in order if name not in ("errors", "files"))]
+    for name in order:
+        tree = ast.parse((ROOT / "minip2p" / f"{name}.py").read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "minip2p":
+                modules = [alias.name for alias in node.names] if node.module == "minip2p" else [node.module.split(".")[1]]
+                for module in modules:
+                    assert order.index(module) < order.index(name), f"{name}.py imports {module}, which stands below it"

@@ -155,8 +155,9 @@ def test_an_aim_stands_beside_the_edit_it_is_about():
     methods = {"no control": row, "edit": row, "local blend": row}
     lines = report.edits({"swap a noun in a pair": methods, "add a colour": methods, 'add "at night"': methods}).splitlines()[2:]
     aims = [[cell.split(", ")[-1] for cell in line.split("|") if ", aim" in cell] for line in lines]
-    assert aims == [[], ["aim 90% "], [], [], [], [], [], ["aim 97% "], []]
+    assert aims == [[], ["aim 90%: not reached "], [], [], [], [], [], ["aim 97%: not reached "], []]
     assert "40.0% of 10, aim 90%" in lines[1] and "90.0% of 10, aim 97%" in lines[7]
+    assert report.met(0.9, 0.9) == "reached" and report.met(None, 0.9) == report.met(0.89, 0.9) == "not reached"
 
 
 def tables(text: str) -> list[str]:

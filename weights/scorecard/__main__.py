@@ -23,7 +23,7 @@ FULL = {
     "obeyed": 40,
     "obeyed with less": 40,
     "pointing": 20,
-    "swap": 260,
+    "swap": 230,
     "add": 200,
     "tradeoff": 20,
     "reweight": 90,

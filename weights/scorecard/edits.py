@@ -12,6 +12,7 @@ from weights.toyworld.things import NOUNS
 
 RIVALS = 50  # so many trials of additions try every method, the others what the aims are about
 CROSS, SELF = 0.8, 0.4  # the edits' windows, as the package has them
+LONGER = 0.8  # a self-attention window that holds more of the source, tried on swaps
 CROSS_SWEEP, SELF_SWEEP = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), (0.0, 0.4, 0.8)
 WEIGHTS = (-2.0, -1.0, 0.0, 1.0, 2.0, 4.0)
 WEIGHT_WINDOWS = (1.0, 0.0)  # for re-weighting: all steps, and self-attention free, which would hold the amounts where they are
@@ -50,8 +51,8 @@ def swap(bench: Bench, number: int) -> dict:
     """One noun of two is swapped for a third."""
     prompts, words, other = swapped(number)
     edit = Swap(bench.sd.tokenizer, prompts, CROSS, SELF)
-    methods = {"no control": None, "n-th map": only_nth(edit, bench.sd.tokenizer.positions(prompts[1], words[1])),
-               "edit": edit, "local blend": edit}  # fmt: skip
+    methods = {"no control": None, "n-th map": only_nth(edit, bench.sd.tokenizer.positions(prompts[1], words[1])), "edit": edit,
+               f"edit, self-attention {LONGER:g}": Swap(bench.sd.tokenizer, prompts, CROSS, LONGER), "local blend": edit}  # fmt: skip
     every = [prompts[0]] + [prompts[1]] * len(methods)
     blend = LocalBlend(bench.sd.tokenizer, every, [[words[0]]] + [[words[1]]] * len(methods))
     images = bench.generate(every, [number], Beside(list(methods.values()), blend, [len(methods)]))

@@ -23,10 +23,11 @@ class Run:
         self.step, self.seconds = 0, 0.0
         if path.exists():
             state = torch.load(path, map_location="cpu", weights_only=True)
-            model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            model.load_state_dict(state.get("model", state["ema"]))
             self.ema = {k: v.to(self.ema[k].device) for k, v in state["ema"].items()}
             self.step, self.seconds = state["step"], state["seconds"]
+            if "optimizer" in state:  # weights alone are a place to start from
+                self.optimizer.load_state_dict(state["optimizer"])
 
     def save(self) -> None:
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "ema": self.ema}

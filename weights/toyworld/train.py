@@ -7,11 +7,13 @@ Stages, each resumed where it was left (the state lies in `--run`, every few min
     unet       denoise latents, text encoder and UNet together: min-SNR weights (Hang et al. 2023), 10 % captions dropped
     decoder    train the VAE's decoder on, the latents staying what they are
     export     write the checkpoint in the folder layout of diffusers, in half precision
-The recipe is the same on CPU and CUDA; a GPU affords `--size large`.
+The recipe is the same on CPU and CUDA; a GPU affords `--size large`. `--start weights/toy` begins with a checkpoint's weights
+instead of random ones: its VAE's latents stay what they are, UNet, text encoder and decoder are trained on.
 """
 
 import argparse
 import json
+import shutil
 from multiprocessing import Pool
 from pathlib import Path
 
@@ -19,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minip2p import StableDiffusion
 from minip2p.ddim import Schedule
 from minip2p.tokenizer import CLIPTokenizer
 from minip2p.vae import VAE
@@ -36,6 +39,18 @@ def held_out(count: int) -> int:
 # ---------------------------------------------------------------- pictures
 
 
+def adopt(folder: Path, run: Path, size: Size) -> None:
+    """A shipped checkpoint as the state of a run in which the VAE is finished and the others are at step 0."""
+    if (run / "vae.pt").exists():
+        return
+    shutil.copytree(folder / "tokenizer", run / "tokenizer")
+    sd = StableDiffusion.load(folder, "cpu", "float32")
+    unet, text_encoder, vae = (network.state_dict() for network in (sd.unet, sd.text_encoder, sd.vae))
+    both = {f"unet.{k}": v for k, v in unet.items()} | {f"text_encoder.{k}": v for k, v in text_encoder.items()}
+    for name, weights, step in (("unet", both, 0), ("decoder", vae, 0), ("vae", vae, size.vae_steps)):
+        torch.save({"ema": weights, "step": step, "seconds": 0.0}, run / f"{name}.pt")
+
+
 def _draw(seed: int) -> tuple[np.ndarray, str]:
     picture, caption, _, _ = world.example(seed, SIDE)
     return np.asarray(picture), caption
@@ -45,7 +60,6 @@ def draw_pictures(run: Path, count: int) -> None:
     """pictures.npy (count, 64, 64, 3) uint8, captions.json, and the tokenizer learned from them."""
     if (run / "captions.json").exists():
         return
-    run.mkdir(parents=True, exist_ok=True)
     pictures = np.lib.format.open_memmap(run / "pictures.npy", "w+", np.uint8, (count, SIDE, SIDE, 3))
     captions = []
     with Pool() as pool:
@@ -55,7 +69,8 @@ def draw_pictures(run: Path, count: int) -> None:
             if i % 5000 == 0:
                 print(f"pictures {i}/{count}", flush=True)
     pictures.flush()
-    vocabulary.write(captions, run / "tokenizer")
+    if not (run / "tokenizer").exists():
+        vocabulary.write(captions, run / "tokenizer")
     (run / "captions.json").write_text(json.dumps(captions))
 
 
@@ -139,30 +154,38 @@ def encode_pictures(run: Path, vae: VAE, device) -> None:
 # ---------------------------------------------------------------- UNet and text encoder
 
 
-def train_unet(run: Path, size: Size, steps: int, device) -> None:
-    """Noise prediction; each timestep is drawn as often as min(SNR, 5) / SNR says, which is Hang et al.'s weight."""
+def train_unet(run: Path, size: Size, steps: int, device, bf16: bool) -> None:
+    """Noise prediction; each timestep is drawn as often as min(SNR, 5) / SNR says, which is Hang et al.'s weight.
+
+    Half of the batches end where their longest caption does. The padding behind a caption has read all of it, and a network
+    that always finds it there looks at little else: without it, it must look at the words, and their maps point better.
+    """
     latents = torch.from_numpy(np.load(run / "latents.npy"))
     scale = 1 / latents.float().std()
     tokenizer = CLIPTokenizer(run / "tokenizer", vocabulary.CONTEXT)
     tokens = tokenizer(json.loads((run / "captions.json").read_text()))
     nothing = tokenizer("")[0]
+    lengths = 1 + (tokens == tokenizer.end).int().argmax(1)  # with start and end
     torch.manual_seed(0)
     model = Denoiser(size, len(tokenizer.bpe.get_vocab())).to(device, memory_format=torch.channels_last)
     a = Schedule().alphas_cumprod.to(device)
     chances = (5 * (1 - a) / a).clamp(max=1).cpu()
 
-    def loss_on(index, generator, drop, chances):
-        z, ids = (latents[index].float() * scale).to(device), tokens[index].clone()
-        ids[torch.rand(len(ids), generator=generator) < drop] = nothing
+    def loss_on(index, generator, drop, chances, length=vocabulary.CONTEXT):
+        z, ids = (latents[index].float() * scale).to(device), tokens[index, :length]
+        ids[torch.rand(len(ids), generator=generator) < drop] = nothing[:length]
         t = torch.multinomial(chances, len(ids), replacement=True, generator=generator).to(device)
         noise = torch.randn(z.shape, generator=generator).to(device)
         a_t = a[t][:, None, None, None]
         noisy = (a_t.sqrt() * z + (1 - a_t).sqrt() * noise).contiguous(memory_format=torch.channels_last)
-        return (model(noisy, t, ids.to(device)) - noise).square().mean()
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            output = model(noisy, t, ids.to(device))
+        return (output.float() - noise).square().mean()
 
     def loss_of(generator, rng):
         index = torch.from_numpy(rng.integers(0, len(latents) - held_out(len(latents)), size.batch))
-        return loss_on(index, generator, 0.1, chances)
+        length = int(lengths[index].max()) if rng.random() < 0.5 else vocabulary.CONTEXT
+        return loss_on(index, generator, 0.1, chances, length)
 
     def validate():
         index = torch.arange(len(latents))[-min(256, held_out(len(latents))) :]
@@ -181,20 +204,25 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="small", help="large is for a GPU")
     parser.add_argument("--run", type=Path, default=Path("weights/toyworld/run"), help="where the state lies")
     parser.add_argument("--to", type=Path, default=Path("weights/toy"), help="where export writes")
+    parser.add_argument("--start", type=Path, help="a checkpoint to train on, where --run holds nothing yet")
     parser.add_argument("--pictures", type=int, default=60_000)
+    parser.add_argument("--bf16", action="store_true", help="UNet and text encoder in bfloat16: faster on GPUs and AVX512-BF16")
     for network in ("vae", "unet", "decoder"):
         parser.add_argument(f"--{network}-steps", type=int, help="instead of the size's own")
     args = parser.parse_args()
     size, run = SIZES[args.size], args.run
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_float32_matmul_precision("high")  # TF32 where there is a GPU that has it
+    run.mkdir(parents=True, exist_ok=True)
+    if args.start:
+        adopt(args.start, run, size)
     for stage in stages if args.stage == "all" else [args.stage]:
         if stage == "pictures":
             draw_pictures(run, args.pictures)
         if stage == "vae":
             encode_pictures(run, train_vae(run, size, args.vae_steps or size.vae_steps, device), device)
         if stage == "unet":
-            train_unet(run, size, args.unet_steps or size.unet_steps, device)
+            train_unet(run, size, args.unet_steps or size.unet_steps, device, args.bf16)
         if stage == "decoder":
             train_decoder(run, size, args.decoder_steps or size.decoder_steps, device)
         if stage == "export":
