@@ -16,7 +16,7 @@ import minip2p
 from lessons.common import as_array, changed, explains, load, save, settings, spent
 from minip2p import edit_plots, plots
 from minip2p.ddim import ddim_step
-from minip2p.maps import nearest
+from minip2p.maps import layout_sites
 
 chosen = settings("lesson6")
 SEED, STEPS, GUIDANCE = chosen.seed, chosen.steps, 7.5
@@ -52,12 +52,12 @@ def caption(what: str) -> str:
 # The map of "house" says where the house is. Add it up over the steps so far, in the source's map and in the target's,
 # make it a little larger (each cell becomes the greatest of its 3 x 3 neighbours), and call inside what exceeds a share of
 # its maximum. Outside, after every step, the target's latent is put back to the source's.
-NEAREST = nearest(sd.unet.sites(*sd.noise(SEED).shape[-2:]))
+NEAREST = layout_sites(sd.unet.sites(*sd.noise(SEED).shape[-2:]))
 HOUSE = [sd.tokenizer.positions(prompt, WORD) for prompt in PROMPTS]
 
 
 def watched(edit, noted):
-    """An edit that also notes the maps nearest to 16 x 16, averaged over heads, once they are edited."""
+    """An edit that also notes the maps a local blend reads, averaged over heads, once they are edited."""
 
     def watch(maps, site):
         maps = edit(maps, site)

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from minip2p import edit_plots, plots
@@ -46,6 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"minip2p: {error}", file=sys.stderr)
         return 2
+    except torch.OutOfMemoryError:
+        print("minip2p: the device's memory is full: try --dtype float16, fewer targets, or --device cpu", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("minip2p: stopped; nothing was written", file=sys.stderr)
         return 130
@@ -63,6 +67,8 @@ def edit(args: argparse.Namespace) -> None:
     """Source and targets side by side; every target is edited from the same source."""
     output = writable(args.output, PICTURES)
     page = writable(args.explain, FIGURES) if args.explain else None
+    if page and page.absolute() == output.absolute():
+        raise PromptError(f"--explain and --output are both {output}: give the page a name of its own")
     file = args.inversion or args.recording
     check_seed(args, file)
     if page and len(args.targets) > 1:
@@ -116,10 +122,14 @@ def record(args: argparse.Namespace) -> None:
 def make_edit(sd: StableDiffusion, args: argparse.Namespace, prompts: list[str]) -> Edit:
     """Swap or Add, as asked or as the prompts suggest, then weights and blend on top."""
     swap = args.swap or not args.add and all(is_swap(sd.tokenizer, prompts[0], target) for target in prompts[1:])
-    blend = LocalBlend(sd.tokenizer, prompts, args.blend.split(",")) if args.blend else None
+    blend = LocalBlend(sd.tokenizer, prompts, args.blend.split(",")) if args.blend is not None else None
     kind = Swap if swap else Add
     change = kind(sd.tokenizer, prompts, args.cross_replace_steps, args.self_replace_steps, blend)
-    weights = dict(read_weight(text) for text in args.reweight)
+    weights: dict[str, float] = {}
+    for word, number in map(read_weight, args.reweight):
+        if word in weights:
+            raise PromptError(f"--reweight gives {word!r} two weights, {weights[word]:g} and {number:g}: leave out one of them")
+        weights[word] = number
     print(f"edit: {kind.__name__.lower()}{''.join(f', {word} x {number:g}' for word, number in weights.items())}")
     return Reweight(sd.tokenizer, prompts, weights, base=change) if weights else change
 
@@ -167,8 +177,8 @@ def build_parser() -> argparse.ArgumentParser:
         added.add_argument("--dtype", help="float32, float16 or bfloat16 (default: float16 on cuda, else float32)")
         added.add_argument("--steps", type=int, default=50, help="denoising steps (default: 50)")
         added.add_argument("--guidance", type=float, default=7.5, help="how strongly to follow the prompt (default: 7.5)")
-        if function is not invert:  # which starts from a picture
-            added.add_argument("--seed", type=int, help="of the starting noise (default: 0)")
+        seed = "taken as everywhere; an inversion draws no noise" if function is invert else "of the starting noise (default: 0)"
+        added.add_argument("--seed", type=int, help=seed)
         added.add_argument("-o", "--output", required=True, metavar="FILE", help=output)
         return added
 

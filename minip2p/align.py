@@ -130,9 +130,12 @@ def places(tokenizer: CLIPTokenizer, prompts: Sequence[str], word: str) -> list[
 
 
 def is_swap(tokenizer: CLIPTokenizer, source: str, target: str) -> bool:
-    """Can `target` be read as `source` with words swapped (else it adds or drops words)?"""
+    """Is `target` clearly `source` with words swapped (else it adds or drops words, or moves some)?"""
+    names = [[word for word, _ in tokenizer.words(prompt)] for prompt in (source, target)]
+    partners = longest_common_subsequence(*names)
     try:
-        for_swapping(tokenizer, source, target)
+        paired = dict(map(reversed, pair_words(*names)))
     except PromptError:
         return False
-    return True
+    # Whoever says Swap gets a word-by-word reading; nobody else is given one that puts a word which both have in another's place.
+    return all(j in paired and names[0][paired[j]] == names[1][j] for j, i in enumerate(partners) if i >= 0)

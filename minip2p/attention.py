@@ -20,6 +20,11 @@ class Site:
     place: str  # "down", "mid" or "up"
     height: int
     width: int
+    level: int = 0  # how often the latent was halved on the way here
+
+    @property
+    def latent_pixels(self) -> int:
+        return (self.height << self.level) * (self.width << self.level)
 
 
 def wants(edit, site: Site) -> bool:
@@ -33,7 +38,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int, context_channels: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.name = ""  # set by the UNet, which knows it
+        self.name, self.level = "", 0  # set by the UNet, which knows them
         self.to_q = nn.Linear(channels, channels, bias=False)
         self.to_k = nn.Linear(context_channels, channels, bias=False)
         self.to_v = nn.Linear(context_channels, channels, bias=False)
@@ -41,7 +46,7 @@ class Attention(nn.Module):
 
     def site(self, height: int, width: int) -> Site:
         kind = "cross" if self.name.endswith("attn2") else "self"
-        return Site(self.name, kind, self.name.split("_")[0], height, width)
+        return Site(self.name, kind, self.name.split("_")[0], height, width, self.level)
 
     def split_heads(self, x: Tensor) -> Tensor:  # (B, N, C) -> (B, H, N, C / H)
         B, N, C = x.shape
@@ -60,8 +65,8 @@ class Attention(nn.Module):
             without_maps = F.scaled_dot_product_attention(q[:others], k[:others], v[:others]) if others else None
             q, k, v = q[others:], k[others:], v[others:]
             scale = q.shape[-1] ** -0.5
-            # Scaling q first keeps float16 in range; the softmax is float32, so edits and recordings always are.
-            maps = (q * scale @ k.transpose(-1, -2)).softmax(-1, dtype=torch.float32)
+            # In float32, and so are edits and recordings: the scores of some models leave float16's range.
+            maps = (q.float() * scale @ k.float().transpose(-1, -2)).softmax(-1)
             maps = edit(maps, site)  # <-- the seam: Prompt-to-Prompt happens here and nowhere else
             out = maps.to(v.dtype) @ v
             out = torch.cat([without_maps, out]) if others else out

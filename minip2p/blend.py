@@ -14,6 +14,7 @@ from torch import Tensor
 
 from minip2p import align
 from minip2p.attention import Site
+from minip2p.checks import brief, is_number
 from minip2p.errors import PromptError
 from minip2p.tokenizer import CLIPTokenizer
 
@@ -62,7 +63,7 @@ class Blend:
         strong = shares > self.threshold * shares.amax((2, 3), keepdim=True)
         return strong[:1] | strong[1:]
 
-    def __call__(self, latents: Tensor, mask: Tensor) -> Tensor:
+    def apply(self, latents: Tensor, mask: Tensor) -> Tensor:
         """(1 + N, 4, h, w): the targets' latents inside their masks, the source's elsewhere."""
         source, targets = latents[:1], latents[1:]
         return torch.cat([source, source + mask * (targets - source)])
@@ -86,7 +87,7 @@ def LocalBlend(
     """
     prompts = align.check_prompts(tokenizer, prompts)
     for name, value in (("start", start), ("threshold", threshold)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        if not is_number(value) or not 0 <= value <= 1:
             raise PromptError(f"the local blend's {name} is {value!r}: give a number from 0 to 1")
     inside = None if words is None else token_table(tokenizer, prompts, words)
     outside = token_table(tokenizer, prompts, [] if exclude is None else exclude)
@@ -122,7 +123,8 @@ def read_mask(mask) -> Tensor:
     try:
         array = np.asarray(grey, dtype=np.float32)
     except (TypeError, ValueError):
-        raise PromptError(f"the local blend's mask is {mask!r}: give a grey picture or an array (height, width)") from None
+        raise PromptError(f"the local blend's mask is {brief(mask)}: give a grey picture or an array (height, width)") from None
     if array.ndim != 2 or not array.size:
         raise PromptError(f"the local blend's mask has shape {array.shape}: give a grey picture or an array (height, width)")
-    return torch.tensor(array > (127.5 if array.max() > 1 else 0.5), dtype=torch.float32)[None, None]
+    # A resized mask may overshoot 1 a little; one that goes to 255 does not stop at 2.
+    return torch.tensor(array > (127.5 if array.max() > 2 else 0.5), dtype=torch.float32)[None, None]

@@ -35,6 +35,8 @@ class Parts:
 
 def load(path: str | Path, device: torch.device, dtype: torch.dtype) -> Parts:
     """Read a checkpoint onto a device; CheckpointError, one line, says which file is wrong, why, and what to do."""
+    if not isinstance(path, (str, Path)):
+        raise CheckpointError(f"the checkpoint is {type(path).__name__}: give the path of a folder or of a .safetensors file")
     path = Path(path).expanduser()
     if not path.exists():
         raise CheckpointError(

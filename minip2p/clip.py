@@ -84,7 +84,7 @@ class TextEncoder(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         positions = self.embeddings.position_embedding.weight[: tokens.shape[1]]
-        x = self.embeddings.token_embedding(tokens) + positions
+        x = self.embeddings.token_embedding(tokens.to(positions.device)) + positions
         for layer in self.encoder.layers:
             x = layer(x)
         return self.final_layer_norm(x)

@@ -25,7 +25,7 @@ def pick_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.d
     """The dtype asked for, by itself or by name; else float16 on cuda and float32 elsewhere."""
     if dtype is None:
         return torch.float16 if device.type == "cuda" else torch.float32
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
     if found not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise PromptError(f"dtype {dtype!r} is unknown: use float32, float16 or bfloat16")
     return found

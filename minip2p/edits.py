@@ -19,10 +19,11 @@ from torch import Tensor
 from minip2p import align
 from minip2p.attention import Site
 from minip2p.blend import Blend
+from minip2p.checks import brief, is_number
 from minip2p.errors import PromptError
 from minip2p.tokenizer import CLIPTokenizer
 
-SELF_PIXELS = 16 * 16  # self-attention is replaced in feature maps of at most so many pixels
+SELF_PIXELS = 16 * 16  # self-attention is replaced in feature maps of at most so many pixels, at 512 x 512
 Window = float | tuple[float, float]
 
 
@@ -52,6 +53,12 @@ class Edit:
         return replace(self, M=self.M.to(device), keep=self.keep.to(device), weights=self.weights.to(device), blend=blend)
 
 
+def holds_layout(site: Site) -> bool:
+    """Is this self-attention map small enough to hold the layout and not the detail? The authors' 16 x 16 are a quarter of a
+    latent's side; larger pictures than theirs keep the share, or 768 x 768 would have nearly no such layer."""
+    return site.height * site.width <= max(SELF_PIXELS, site.latent_pixels // 16)
+
+
 @dataclass(frozen=True)
 class StepEdit:
     """An edit at one step: a function from maps to new maps."""
@@ -63,7 +70,7 @@ class StepEdit:
     def wants(self, site: Site) -> bool:
         if site.kind == "cross":
             return self.window is not None
-        return self.in_self_window and site.height * site.width <= SELF_PIXELS
+        return self.in_self_window and holds_layout(site)
 
     def __call__(self, maps: Tensor, site: Site) -> Tensor:
         """maps (1 + N, H, P, T), the source first -> the same, with the targets' rows edited."""
@@ -72,9 +79,11 @@ class StepEdit:
         source, own = maps[:1], maps[1:]
         if site.kind == "self":
             return torch.cat([source, source.expand_as(own)])
-        M, keep, weights = self.edit.M[:, None], self.edit.keep[:, None, None], self.edit.weights[:, None, None]
+        edit = self.edit if self.edit.M.device == maps.device else self.edit.to(maps.device)
+        window = self.window.to(maps.device)
+        M, keep, weights = edit.M[:, None], edit.keep[:, None, None], edit.weights[:, None, None]
         edited = ((source @ M) * keep + own * (1 - keep)) * weights
-        return torch.cat([source, self.window * edited + (1 - self.window) * own])
+        return torch.cat([source, window * edited + (1 - window) * own])
 
 
 def Swap(tokenizer: CLIPTokenizer, prompts: list[str], cross_replace_steps=0.8, self_replace_steps=0.4, blend=None) -> Edit:
@@ -110,15 +119,15 @@ def Reweight(
     may be the same prompt. Windows and blend that are not given are the base's, or 0.8 and 0.4 and none.
     """
     if not isinstance(weights, dict):
-        raise PromptError(f"the weights are {weights!r}: give a dict of words and numbers, such as {{'night': 2.0}}")
+        raise PromptError(f"the weights are {brief(weights)}: give a dict of words and numbers, such as {{'night': 2.0}}")
     if base is not None and not isinstance(base, Edit):
-        raise PromptError(f"base is {base!r}: give the Swap or Add on top of which to re-weight, or leave it out")
+        raise PromptError(f"base is {brief(base)}: give the Swap or Add on top of which to re-weight, or leave it out")
     edit = Add(tokenizer, prompts, 0.8, 0.4) if base is None else base
     if list(edit.prompts) != align.check_prompts(tokenizer, prompts):
         raise PromptError(f"the base edit is of {list(edit.prompts)}, not of {list(prompts)}: give both the same prompts")
     table = edit.weights.clone()
     for word, number in weights.items():
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+        if not is_number(number) or not math.isfinite(number):
             raise PromptError(f"the weight of {word!r} is {number!r}: give a finite number")
         for row, positions in align.places(tokenizer, edit.prompts[1:], word):
             table[row, positions] = float(number)
@@ -144,7 +153,7 @@ def make(tokenizer: CLIPTokenizer, prompts: list[str], alignment, cross_replace_
 
 def check_blend(blend: Blend | None, prompts: list[str]) -> Blend | None:
     if blend is not None and not isinstance(blend, Blend):
-        raise PromptError(f"blend is {blend!r}: make one with LocalBlend(tokenizer, prompts, words)")
+        raise PromptError(f"blend is {brief(blend)}: make one with LocalBlend(tokenizer, prompts, words)")
     if blend is not None and list(blend.prompts) != list(prompts):
         raise PromptError(f"the local blend is of {list(blend.prompts)}, not of {list(prompts)}: give both the same prompts")
     return blend
@@ -165,7 +174,7 @@ def cross_windows(tokenizer: CLIPTokenizer, targets: list[str], given) -> Tensor
 def window(value: Window, name: str) -> tuple[float, float]:
     """A number b as (0, b), a pair as it is; PromptError unless 0 <= b0 <= b1 <= 1."""
     pair = tuple(value) if isinstance(value, (tuple, list)) else (0.0, value)
-    numbers = len(pair) == 2 and all(isinstance(b, (int, float)) and not isinstance(b, bool) for b in pair)
+    numbers = len(pair) == 2 and all(map(is_number, pair))
     if not numbers or not 0 <= pair[0] <= pair[1] <= 1:
         raise PromptError(f"{name} is {value!r}: give a share of the steps from 0 to 1, or a pair of them in order")
     return float(pair[0]), float(pair[1])

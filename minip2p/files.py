@@ -24,4 +24,12 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
         temporary = Path(folder) / path.name
         write(temporary)
+        temporary.chmod(0o666 & ~umask())  # some writers leave a file that only its owner may read
         temporary.replace(path)
+
+
+def umask() -> int:
+    """What new files are not allowed; it can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from minip2p.checks import is_whole
 from minip2p.errors import PromptError
 
 MAX_PIXELS = 178_000_000  # Pillow refuses files a little above this itself
@@ -60,9 +61,9 @@ def to_rgb(picture: Image.Image) -> Image.Image:
 
 def check_crop(crop: Crop, size: tuple[int, int]) -> Crop:
     """PromptError unless the crop is four whole numbers inside a picture of size (width, height)."""
-    numbers = isinstance(crop, (tuple, list)) and len(crop) == 4 and all(type(edge) is int for edge in crop)
+    numbers = isinstance(crop, (tuple, list)) and len(crop) == 4 and all(map(is_whole, crop))
     if not numbers or not (0 <= crop[0] < crop[2] <= size[0] and 0 <= crop[1] < crop[3] <= size[1]):
         raise PromptError(
             f"crop is {crop!r}: give (left, top, right, bottom) in pixels of the picture, which is {size[0]} wide and {size[1]} high"
         )
-    return tuple(crop)
+    return tuple(map(int, crop))

@@ -1,7 +1,7 @@
 """Real photographs: find the noise from which the model makes a given picture, so that the picture can be edited.
 
-DDIM inversion (Song et al. 2020; Dhariwal & Nichol 2021) walks the picture back to noise at guidance 1. Coming forth again
-with guidance misses the picture, and there are three ways to mend that:
+DDIM inversion (Song et al. 2020; Dhariwal & Nichol 2021) walks the picture back to noise at guidance 1. Sampling from there
+with guidance does not return to the picture; three remedies:
 "null-text" (Mokady et al. 2022, arXiv 2211.09794): fit the embedding of the empty prompt, one a step, until it comes back.
 "negative-prompt" (Miyake et al. 2023, arXiv 2305.16807): the source prompt's embedding in its place, and no fitting.
 "direct" (Ju et al. 2023, arXiv 2310.01506): put the source's latent back on its path after every step.
@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from minip2p.checks import check_numbers, check_prompts
+from minip2p.checks import check_numbers, check_prompts, is_number, is_whole
 from minip2p.ddim import ddim_step
 from minip2p.errors import PromptError
 from minip2p.images import Crop, open_image
@@ -109,10 +109,10 @@ def invert(
     """
     if method not in METHODS:
         raise PromptError(f"method is {method!r}: use one of {', '.join(METHODS)}")
-    check_numbers(sd.schedule, 0, steps, guidance)
+    _, steps, guidance = check_numbers(sd.schedule, 0, steps, guidance)
     if method == "null-text":
         check_optimiser(guidance, inner_steps, lr)
-    [prompt] = check_prompts(sd.tokenizer, prompt)
+    [prompt] = check_prompts(sd.tokenizer, [prompt])
     picture = open_image(image, sd.check_size(size), crop)
     text = sd.encode_text(prompt)
     latents = ddim_inversion(sd, sd.encode_image(picture), text, steps, progress)
@@ -175,7 +175,7 @@ def fit_null_text(
     null_text, losses = [], []
     bar = tqdm(timesteps, "null-text", disable=not progress, delay=2, leave=False)
     for i, t in enumerate(bar):
-        target = pivot[[steps - 1 - i]]
+        target = pivot[steps - 1 - i : steps - i]
         enough = 1e-5 + 1e-3 * i / steps
         with_text = sd.guided_noise(z, t, text, 1, None, alphas[i])
         null = null.detach().clone().requires_grad_()
@@ -204,7 +204,7 @@ def fit_null_text(
 def check_optimiser(guidance: float, inner_steps: int, lr: float) -> None:
     if guidance == 1:
         raise PromptError("guidance is 1, where the null text has no say: use method 'ddim', or the guidance you will edit with")
-    if type(inner_steps) is not int or inner_steps < 1:
+    if not is_whole(inner_steps) or inner_steps < 1:
         raise PromptError(f"inner_steps is {inner_steps!r}: give a whole number from 1 up")
-    if isinstance(lr, bool) or not isinstance(lr, (int, float)) or not 0 < lr < math.inf:
+    if not is_number(lr) or not 0 < lr < math.inf:
         raise PromptError(f"lr is {lr!r}: give a number above 0, usually 0.01")

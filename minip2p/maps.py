@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from minip2p.attention import Site, wants
+from minip2p.checks import is_whole
 from minip2p.errors import PromptError
 from minip2p.tokenizer import CLIPTokenizer
 
@@ -44,7 +45,7 @@ class Seam:
                 f"the edit asks for the {site.kind} maps of size {site.height} x {site.width}, which a recording does not hold: "
                 "give the edit a method wants(site) that leaves them out, or run it without the recording"
             )
-        return self.source[site].to(like.device, like.dtype, non_blocking=True)
+        return self.source[site].to(like.dtype)
 
 
 def nearest(sites: Sequence[Site], side: int = 16) -> list[Site]:
@@ -52,6 +53,14 @@ def nearest(sites: Sequence[Site], side: int = 16) -> list[Site]:
     cross = [site for site in sites if site.kind == "cross"]
     best = min(cross, key=lambda site: (abs((site.height * site.width) ** 0.5 - side), -site.height))
     return [site for site in cross if (site.height, site.width) == (best.height, best.width)]
+
+
+def layout_sites(sites: Sequence[Site]) -> list[Site]:
+    """The cross-attention sites whose maps a local blend reads: a quarter as wide as the latent, or nearest 16 x 16 if that is more.
+
+    At 512 x 512 that is the authors' 16 x 16; at 768 x 768, 24 x 24.
+    """
+    return nearest(sites, max(16, round(max(site.latent_pixels for site in sites) ** 0.5 / 4)))
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,7 @@ class Maps:
 
     def tokens(self, prompt: int = 0) -> Tensor:
         """(steps, h, w, T): every token's map, averaged over the layers whose size is nearest 16 x 16."""
-        if not isinstance(prompt, int) or not 0 <= prompt < len(self.prompts):
+        if not is_whole(prompt) or not 0 <= prompt < len(self.prompts):
             raise PromptError(f"there is no prompt {prompt!r} in this run: it had {len(self.prompts)}, counted from 0")
         sites = nearest(list(self.by_site))
         mean = torch.stack([self.by_site[site][:, prompt].float() for site in sites]).mean(0)

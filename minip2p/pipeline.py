@@ -19,7 +19,7 @@ from minip2p.devices import advice, pick_device, pick_dtype
 from minip2p.edits import Edit
 from minip2p.errors import PromptError
 from minip2p.inversion import Inversion
-from minip2p.maps import Maps, Seam, nearest
+from minip2p.maps import Maps, Seam, layout_sites
 from minip2p.recording import Recording, record
 from minip2p.saved import settle
 from minip2p.tokenizer import CLIPTokenizer
@@ -67,7 +67,7 @@ class StableDiffusion:
         """(B, T, D). PromptError for a prompt that does not fit into the context."""
         prompts = [prompts] if isinstance(prompts, str) else prompts
         tokens = self.tokenizer([self.tokenizer.check(prompt) for prompt in prompts])
-        return self.text_encoder(tokens.to(self.device))
+        return self.text_encoder(tokens)
 
     def encode_image(self, image: Image.Image) -> Tensor:
         """A picture, its sides multiples of what the network halves, -> scaled latents (1, 4, h, w), float32."""
@@ -117,7 +117,7 @@ class StableDiffusion:
         prompts = check_prompts(self.tokenizer, prompts, edit)
         kept = self.check_kept(inversion, recording, prompts, steps, guidance, negative, latents)
         steps, guidance = settle(steps, guidance, kept)
-        check_numbers(self.schedule, seed, steps, guidance, negative)
+        seed, steps, guidance = check_numbers(self.schedule, seed, steps, guidance, negative)
         latents = latents if kept is None else kept.start
         start = self.noise(seed, size) if latents is None else self.check_latents(latents, len(prompts), size)
         z = start.expand(len(prompts), -1, -1, -1)
@@ -126,8 +126,9 @@ class StableDiffusion:
         rows = targets if recording is not None else len(prompts)  # how many prompts are run: the last ones
         sites = self.unet.sites(*z.shape[-2:])
         edit = edit.to(self.device) if isinstance(edit, Edit) else edit
+        recording = recording and recording.to(self.device)
         blend = getattr(edit, "blend", None)
-        noted = [site for site in sites if site.kind == "cross"] if record else nearest(sites) if blend else []
+        noted = [site for site in sites if site.kind == "cross"] if record else layout_sites(sites) if blend else []
 
         with_text = self.encode_text(prompts[-rows:])
         without = self.without_text(negative, kept).expand(steps, -1, -1)
@@ -144,9 +145,9 @@ class StableDiffusion:
             if path is not None:  # the source goes (back) on its path, no target moves
                 z = torch.cat([path[i + 1 : i + 2], z[len(z) - targets :]])
             if blend:
-                shares = shares + blend.read({site: seam.notes[site] for site in nearest(sites)})
+                shares = shares + blend.read({site: seam.notes[site] for site in layout_sites(sites)})
                 masks.append(blend.mask(shares, z.shape[-2:]))
-                z = blend(z, masks[-1]) if blend.active(i, steps) else z
+                z = blend.apply(z, masks[-1]) if blend.active(i, steps) else z
             if record:
                 recorded.append({site: maps.half() for site, maps in seam.notes.items()})
             trajectory.append(z)

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from minip2p.attention import Site
+from minip2p.errors import PromptError
 from minip2p.maps import Maps, nearest
 from minip2p.panels import DPI, FONT, INK, Cell, fit, sheet, some
 from minip2p.pipeline import Result
@@ -65,7 +66,7 @@ def word_maps(rows: Sequence[tuple[str, Image.Image, Maps, int]], caption: str) 
 def overlays(picture: Image.Image, maps: Maps, caption: str, prompt: int = 0, words: Sequence[str] | None = None) -> Figure:
     """The picture, then words' maps laid over it, smooth; `words` None means all words of the prompt in order."""
     cells = word_cells(maps, prompt, words, picture)
-    return sheet(block(Cell("picture", picture), cells, min(COLUMNS, 1 + len(cells))), caption)
+    return sheet(block(Cell("picture", picture), cells, min(COLUMNS, 1 + max(1, len(cells)))), caption)
 
 
 def word_steps(
@@ -83,6 +84,8 @@ def word_steps(
         shares = [tokens[step][..., positions].sum(-1) for step in steps]
         heads = [f"step {step + 1}\n" if not grid else "" for step in steps]
         grid.append([whole, *(Cell(f"{head}{share.mean():.1%}", share=share) for head, share in zip(heads, shares))])
+    if not grid:
+        raise PromptError(f"there is no word in the prompt {maps.prompts[prompt]!r}: give words to one that has some")
     return sheet(grid, caption)
 
 

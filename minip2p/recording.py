@@ -13,7 +13,7 @@ from torch import Tensor
 
 from minip2p.attention import Site
 from minip2p.checks import check_numbers, check_prompts
-from minip2p.edits import SELF_PIXELS
+from minip2p.edits import holds_layout
 from minip2p.inversion import Inversion
 from minip2p.saved import Kept, fingerprint, settle
 
@@ -47,6 +47,10 @@ class Recording(Kept):
     def check(self, sd, source: str, steps: int | None, guidance: float | None, negative: str) -> None:
         """PromptError unless a run of `sd` with these (None or "": not said) is one that this recording was made for."""
         self.fits(sd, prompt=source, steps=steps, guidance=guidance, negative=negative or None)
+
+    def to(self, device: torch.device) -> "Recording":
+        """The same recording with its maps on a device."""
+        return replace(self, maps={site: maps.to(device) for site, maps in self.maps.items()})
 
     def at(self, step: int) -> dict[Site, Tensor]:
         """The source's maps of one step, each (1, H, P, T)."""
@@ -105,7 +109,8 @@ def record(
     """
     [prompt] = check_prompts(sd.tokenizer, [prompt])
     steps, guidance = settle(steps, guidance, inversion)
-    check_numbers(sd.schedule, seed, steps, guidance, negative)
+    seed, steps, guidance = check_numbers(sd.schedule, seed, steps, guidance, negative)
+    sd.check_kept(inversion, None, [prompt], steps, guidance, negative, latents)
     start = sd.noise(seed, size) if latents is None else sd.check_latents(latents, 1, size)
     shapes = map_shapes(sd, steps, *getattr(inversion, "latents", start).shape[-2:])
     if progress:
@@ -125,7 +130,7 @@ def map_shapes(sd, steps: int, height: int, width: int) -> dict[Site, tuple[int,
         pixels, heads = site.height * site.width, sd.unet.get_submodule(site.name).heads
         if site.kind == "cross":
             shapes[site] = (steps, heads, pixels, sd.tokenizer.context)
-        elif pixels <= SELF_PIXELS:
+        elif holds_layout(site):
             shapes[site] = (steps, heads, pixels, pixels)
     return shapes
 

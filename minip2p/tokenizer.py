@@ -21,7 +21,7 @@ class CLIPTokenizer:
     """Prompts to ids as Stable Diffusion makes them: start, the prompt's tokens, end, then padding up to `context`."""
 
     def __init__(self, folder: str | Path, context: int = 77):
-        """`folder` holds vocab.json and merges.txt, and may say in a config what pads (SD 1: the end token; SD 2: "!")."""
+        """`folder` holds vocab.json and merges.txt (or both in one tokenizer.json), and may say in a config what pads (SD 1: the end token; SD 2: "!")."""
         folder = Path(folder)
         self.context = context
         vocab, merges = read_vocabulary(folder)
@@ -44,7 +44,7 @@ class CLIPTokenizer:
     def __call__(self, prompts: str | list[str]) -> LongTensor:
         """Token ids (B, T), T = `context`. Text that does not fit is cut, as Stable Diffusion does; `check` refuses it."""
         rows = []
-        for prompt in [prompts] if isinstance(prompts, str) else prompts:
+        for prompt in prompts if isinstance(prompts, (list, tuple)) else [prompts]:
             ids = [self.start, *self.encode(prompt).ids[: self.context - 2], self.end]
             rows.append(ids + [self.pad] * (self.context - len(ids)))
         return torch.tensor(rows, dtype=torch.long)
@@ -101,18 +101,27 @@ class CLIPTokenizer:
 
 
 def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """vocab.json and merges.txt; CheckpointError if one is missing or is not what its name says."""
-    vocab = read_json(folder / "vocab.json")
-    lines = read_text(folder / "merges.txt").splitlines()
-    merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
+    """The vocabulary and the merges; CheckpointError if one is missing or is not what its name says."""
+    both = folder / "tokenizer.json"
+    if both.is_file() and not (folder / "vocab.json").is_file():  # all that transformers 5 writes
+        model = read_json(both).get("model")
+        vocab, lines = (model.get(part) if isinstance(model, dict) else None for part in ("vocab", "merges"))
+        if not isinstance(vocab, dict) or not isinstance(lines, list) or not all(isinstance(line, (str, list)) for line in lines):
+            raise CheckpointError(f"{both} has no byte-pair vocabulary: it is not CLIP's tokenizer; download it again")
+        merges = [tuple(line.split() if isinstance(line, str) else map(str, line)) for line in lines]
+        names = both, both
+    else:
+        names = folder / "vocab.json", folder / "merges.txt"
+        vocab = read_json(names[0])
+        merges = [tuple(line.split()) for line in read_text(names[1]).splitlines() if line and not line.startswith("#version")]
     missing = [token for token in (START, END) if token not in vocab]
     if missing or not all(isinstance(i, int) and i >= 0 for i in vocab.values()):
         what = f"has no {missing[0]}" if missing else "has tokens without a number"
-        raise CheckpointError(f"{folder / 'vocab.json'} {what}: it is not a CLIP vocabulary; download it again")
+        raise CheckpointError(f"{names[0]} {what}: it is not a CLIP vocabulary; download it again")
     for pair in merges:
         if len(pair) != 2 or not vocab.keys() >= {*pair, "".join(pair)}:
             line = shorten(" ".join(pair))
-            raise CheckpointError(f"{folder / 'merges.txt'} does not match vocab.json at {line!r}: download both again")
+            raise CheckpointError(f"{names[1]} does not match {names[0].name} at {line!r}: download both again")
     return vocab, merges
 
 

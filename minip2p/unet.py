@@ -180,7 +180,7 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(channels, config.out_channels, 3, padding=1)
         for name, module in self.named_modules():
             if isinstance(module, Attention):
-                module.name = name
+                module.name, module.level = name, self.level_of(name)
 
     def forward(self, latents: Tensor, t: int | Tensor, text: Tensor, edit=None, checkpointing: bool = False) -> Tensor:
         """latents (B, 4, h, w), t an int or (B,), text (B, T, D) -> (B, 4, h, w).
@@ -202,22 +202,22 @@ class UNet(nn.Module):
         # In float32, for guidance multiplies the difference of two outputs, and so their rounding, by 7.5.
         return F.conv2d(x, last.weight.float(), last.bias.float(), padding=1)
 
+    def level_of(self, name: str) -> int:
+        """How often the latent was halved where a module of this name works."""
+        place, number, *_ = name.split(".")
+        last = self.levels - 1
+        return int(number) if place == "down_blocks" else last - int(number) if place == "up_blocks" else last
+
     def sites(self, height: int, width: int) -> list[Site]:
         """Every attention layer in the order it runs, with the size its maps have for a latent of this size."""
-        found = []
-        for module in self.modules():
-            if isinstance(module, Attention):
-                place, number = module.name.split(".")[0], module.name.split(".")[1]
-                level = {"down_blocks": int, "up_blocks": lambda n: self.levels - 1 - int(n)}.get(
-                    place, lambda n: self.levels - 1
-                )(number)
-                found.append(module.site(height >> level, width >> level))
-        return found
+        layers = [module for module in self.modules() if isinstance(module, Attention)]
+        return [layer.site(height >> layer.level, width >> layer.level) for layer in layers]
 
 
 def time_features(t: int | Tensor, channels: int, like: Tensor) -> Tensor:
     """Cosines and sines of the timestep (B, channels), at wavelengths from 2 pi to 20,000 pi (Ho et al. 2020)."""
-    t = torch.as_tensor(t, device=like.device).expand(like.shape[0]).float()
+    t = t if isinstance(t, Tensor) else torch.full((1,), t, device=like.device)  # written there: a copy would wait for the device
+    t = t.to(like.device).expand(like.shape[0]).float()
     half = channels // 2
     frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=like.device, dtype=torch.float32) / half)
     angles = t[:, None] * frequencies

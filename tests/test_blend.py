@@ -9,6 +9,7 @@ from torch import Tensor
 import minip2p
 from minip2p import LocalBlend, PromptError, Swap
 from minip2p.attention import Site
+from minip2p.maps import layout_sites
 from tests.pipelines import difference
 from tests.restatement import blend_mask, marks, sharp_pipeline
 
@@ -144,6 +145,23 @@ def test_a_mask_of_one_s_own(sd, drawn):
     blend = LocalBlend(sd.tokenizer, PAIR, start=0.0, mask=drawn)
     mask = blend.mask(torch.zeros(2, 2, 16, 16), (16, 24))
     assert torch.equal(mask, (torch.arange(24) < 12).float().expand(1, 1, 16, 24))
+
+
+def test_a_resized_mask_that_overshoots_one_is_still_from_zero_to_one(sd):
+    blend = LocalBlend(sd.tokenizer, PAIR, start=0.0, mask=np.full((16, 16), 1.01))
+    assert blend.mask(torch.zeros(2, 2, 16, 16), (16, 16)).all()
+
+
+def test_a_blend_is_no_edit(sd):
+    with pytest.raises(PromptError, match="give a Swap, Add or Reweight"):
+        sd.generate(PAIR, steps=1, edit=LocalBlend(sd.tokenizer, PAIR, "grass"), progress=False)
+
+
+def test_in_larger_pictures_the_maps_that_are_read_keep_their_share_of_the_latent():
+    sizes = [(96, 0), (48, 1), (24, 2), (12, 3)]  # Stable Diffusion 2.1 at 768 x 768
+    sites = [Site(f"up_blocks.{level}.attn2", "cross", "up", side, side, level) for side, level in sizes]
+    assert [site.height for site in layout_sites(sites)] == [24]
+    assert [site.height for site in layout_sites([Site("", "cross", "up", side, side, level) for side, level in [(16, 0), (8, 1)]])] == [16]
 
 
 def test_a_mask_of_one_s_own_alone_and_with_words(sd):

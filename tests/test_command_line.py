@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+from minip2p import StableDiffusion
 from minip2p.__main__ import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +30,7 @@ def test_generate_in_a_process_of_its_own(tmp_path):
         (["a cat on the grass at night"], "add"),
         (["a cat on the grass at night", "--swap"], None),  # nothing is swapped there
         (["a dog on the grass", "--add"], "add"),
+        (["a the grass on cat"], "add"),  # the words are moved, none is swapped
         (["a dog on the grass", "a cat on the sand"], "swap"),
         (["a dog on the grass", "--reweight", "grass=-1", "--reweight", "dog=2"], "swap, grass x -1, dog x 2"),
         (["a dog on the grass", "--blend", "cat,dog"], "swap"),
@@ -68,7 +71,10 @@ def test_attend_draws_a_figure(tmp_path):
         (["edit", "a cat", "a dog", "-o", "{}/e.png", "--blend", "cow"], "'cow'"),
         (["edit", "a cat", "a dog", "-o", "{}/e.png", "--cross-replace-steps", "1.5"], "1.5"),
         (["edit", "a cat", "a dog", "-o", "{}/e.png", "--swap", "--add"], "not allowed"),
-        (["invert", "cat.png", "a cat", "-o", "{}/c.safetensors", "--seed", "3"], "--seed"),  # it has no noise to draw
+        (["edit", "a cat", "a dog", "-o", "{}/e.png", "--explain", "{}/e.png"], "a name of its own"),
+        (["edit", "a cat", "a dog", "-o", "{}/e.png", "--reweight", "dog=2", "--reweight", "dog=3"], "two weights, 2 and 3"),
+        (["edit", "a cat", "a dog", "-o", "{}/e.png", "--blend", ""], "'' is in none of the prompts"),
+        (["record", "a dog", "-o", "{}/r.safetensors", "--inversion", "c.safetensors"], "c.safetensors"),
         (["edit", "a cat", "a dog", "-o", "{}/e.png", "--seed", "3", "--inversion", "c.safetensors"], "--seed 3 has no say"),
         (["edit", "a cat", "a dog", "-o", "{}/e.png", "--seed", "0", "--recording", "c.safetensors"], "--seed 0 has no say"),
         (["record", "a cat", "-o", "{}/r.safetensors", "--seed", "3", "--inversion", "c.safetensors"], "--seed 3 has no say"),
@@ -87,3 +93,13 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, capsys, arguments, n
     error = capsys.readouterr().err
     assert code == 2 and named in error and error.count("\n") == 1, error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_device_without_memory_is_one_line(tmp_path, capsys, monkeypatch):
+    def full(*given, **named):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 9 GiB")
+
+    monkeypatch.setattr(StableDiffusion, "generate", full)
+    assert main(["generate", "a cat", "-o", str(tmp_path / "cat.png"), *FEW]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "--dtype float16" in error and list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -299,6 +300,32 @@ def test_self_attention_is_replaced_in_small_feature_maps_only(model):
     sizes = [(16, 16), (8, 32), (16, 17), (32, 32), (4, 6)]
     assert [edit.wants(Site("", "self", "down", *size)) for size in sizes] == [True, True, False, False, True]
     assert not edit.wants(Site("", "cross", "down", 16, 16))
+    larger = [(24, 24, 2), (48, 48, 1), (12, 12, 3), (16, 24, 2), (32, 32, 1)]  # of latents 96 x 96, 64 x 96 and 64 x 64
+    assert [edit.wants(Site("", "self", "down", *size)) for size in larger] == [True, False, True, True, False]
+
+
+def test_a_site_knows_how_often_its_latent_was_halved(model):
+    sites = model.ours.unet.sites(32, 48)
+    assert {(site.height, site.width, site.level) for site in sites} == {(32, 48, 0), (16, 24, 1), (8, 12, 2)}
+    assert {site.latent_pixels for site in sites} == {32 * 48}
+    seen = []
+    model.ours.unet(torch.zeros(1, 4, 32, 48), 1, model.ours.encode_text("a cat"), edit=lambda maps, site: seen.append(site) or maps)
+    assert seen == sites
+
+
+def test_numpy_s_numbers_are_numbers(model):
+    options = {"seed": np.int64(3), "steps": np.int32(2), "guidance": np.float32(7.5), "size": (np.int64(64), np.int64(64))}
+    edit = Reweight(model.tokenizer, [SOURCE, SWAPPED], {"dog": np.int64(2)}, cross_replace_steps=np.float32(0.5))
+    ours = model.generate([SOURCE, SWAPPED], edit=edit, **options)
+    theirs = Reweight(model.tokenizer, [SOURCE, SWAPPED], {"dog": 2.0}, cross_replace_steps=0.5)
+    assert torch.equal(ours, model.generate([SOURCE, SWAPPED], edit=theirs, seed=3, steps=2, size=(64, 64)))
+
+
+def test_a_step_of_an_edit_may_be_handed_to_the_unet_as_it_is():
+    """Its tensors follow the maps to their device: here one that computes nothing, but refuses to mix."""
+    maps = torch.empty(2, 2, 256, T, device="meta")
+    edit = Edit(("", ""), torch.eye(T)[None], torch.ones(1, T), torch.ones(1, T), torch.tensor([[[0.0, 1.0]] * T]), (0.0, 1.0))
+    assert edit.at(0, STEPS)(maps, CROSS).shape == maps.shape
 
 
 # ---------------------------------------------------------------- what cannot be done is said in one line

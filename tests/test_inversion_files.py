@@ -108,6 +108,12 @@ def test_the_fingerprint_of_the_picture_tells_pictures_apart(sd1, made):
     assert other.crop == (0, 0, 47, 47)
 
 
+def test_whoever_may_read_a_new_file_may_read_a_saved_one(made, tmp_path):
+    made["sd1", "ddim"].save(tmp_path / "photo.safetensors")
+    (tmp_path / "new").touch()
+    assert (tmp_path / "photo.safetensors").stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
 def test_an_interrupted_save_leaves_the_old_file(made, tmp_path, monkeypatch):
     file = tmp_path / "photo.safetensors"
     made["sd1", "ddim"].save(file)

@@ -307,3 +307,10 @@ def test_explain_on_the_command_line(folder, tmp_path, capsys):
     assert main(["edit", "a cat on the grass", *targets, "--explain", str(tmp_path / "two.png"), *common]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "2 targets" in error and not (tmp_path / "two.png").exists()
+
+
+def test_the_empty_prompt_has_no_words_to_show(sd):
+    result = sd.generate("", steps=2, record=True, progress=False)
+    assert len(plots.overlays(result.images[0], result.maps, "caption").axes) >= 1
+    with pytest.raises(PromptError, match="no word in the prompt ''"):
+        plots.word_steps(result.images[0], result.maps, "caption")

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from minip2p import Add, LocalBlend, PromptError, StableDiffusion, Swap
+from minip2p.attention import Attention
 from minip2p.devices import pick_device
+from minip2p.inversion import ddim_inversion
 
 TOY = Path(__file__).resolve().parent.parent / "weights" / "toy"
 PROMPTS = ["a red cat on the grass", "a red dog on the grass"]
@@ -39,6 +41,20 @@ def test_half_precision_makes_the_same_pictures(toy, device, dtype, edited):
         pytest.skip("there is no CUDA device")
     half = StableDiffusion.load(TOY, device, dtype)
     assert psnr(pictures(half, edited), pictures(toy, edited)) > 40
+
+
+@torch.no_grad()
+def test_scores_beyond_float16_are_finite_at_the_seam():
+    """Some models' scores exceed 65504. The fused kernel does not write them down; at the seam they must not be float16 either."""
+    attention = Attention(8, 8, heads=1).half()
+    for linear in (attention.to_q, attention.to_k):
+        torch.nn.init.constant_(linear.weight, 40.0)
+    x = torch.tensor([1.0, 0.5, 0.25, 1.0]).half()[None, :, None].expand(1, 4, 8)
+    scores = attention.to_q(x) @ attention.to_k(x).transpose(-1, -2) * 8**-0.5
+    assert scores.isinf().any()
+    site = attention.site(2, 2)
+    at_the_seam = attention(x, x, site, edit=lambda maps, site: maps)
+    assert at_the_seam.isfinite().all() and torch.allclose(at_the_seam, attention(x, x, site), atol=1e-2)
 
 
 # ---------------------------------------------------------------- not finite
@@ -93,6 +109,9 @@ def test_the_loop_never_waits_for_the_device(sd1, monkeypatch, device):
         assert sd.generate(PROMPTS, steps=4, edit=edit, record=True, **QUIET).latents.shape == (2, 4, 16, 16)
         torch.cuda.set_sync_debug_mode("default") if device == "cuda" else None
         recording = sd.record(PROMPTS[0], steps=4, **QUIET)
+        torch.cuda.set_sync_debug_mode("default") if device == "cuda" else None
+        text = sd.encode_text(PROMPTS[0])
+        assert ddim_inversion(sd, recording.latents[-1:], text, 4, progress=False).shape == (5, 4, 16, 16)
         torch.cuda.set_sync_debug_mode("default") if device == "cuda" else None
         assert sd.generate(PROMPTS, recording=recording, edit=edit, **QUIET).latents.shape == (2, 4, 16, 16)
     finally:

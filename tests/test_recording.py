@@ -157,6 +157,13 @@ def test_the_size_is_said_before_the_run(sd, recording, monkeypatch, capsys):
     assert f"{size / 1e6:,.0f} MB" in capsys.readouterr().err
 
 
+def test_what_cannot_be_recorded_is_refused_before_anything_is_said(sd, capsys):
+    inversion = invert(sd, Image.new("RGB", (64, 64), "red"), CAT, "ddim", steps=2, **QUIET)
+    with pytest.raises(PromptError, match="source prompt"):
+        sd.record(DOG, inversion=inversion)
+    assert capsys.readouterr().err == ""
+
+
 # ---------------------------------------------------------------- files
 
 

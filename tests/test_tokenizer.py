@@ -228,3 +228,18 @@ def test_a_vocabulary_that_is_none_is_refused(tmp_path, file, content, message):
     with pytest.raises(CheckpointError, match=message) as error:
         CLIPTokenizer(tmp_path)
     assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize("pad", PADS)
+def test_one_tokenizer_json_will_do(tmp_path, pad):
+    """All that transformers 5 writes."""
+    write_tokenizer(tmp_path / "both", pad)
+    Reference.from_pretrained(tmp_path / "both").save_pretrained(tmp_path / "one")
+    assert not (tmp_path / "one/vocab.json").exists()
+    ours, theirs = CLIPTokenizer(tmp_path / "one"), CLIPTokenizer(tmp_path / "both")
+    assert torch.equal(ours(list(TEXTS.values())), theirs(list(TEXTS.values())))
+    for content in ("{}", '{"model": {"vocab": {}, "merges": 3}}', '{"model": {"vocab": {"a": 0}, "merges": []}}', "{cut"):
+        (tmp_path / "one/tokenizer.json").write_text(content)
+        with pytest.raises(CheckpointError, match="tokenizer.json .*download it again") as error:
+            CLIPTokenizer(tmp_path / "one")
+        assert "\n" not in str(error.value)

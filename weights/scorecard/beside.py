@@ -45,8 +45,8 @@ class SomeRows:
         mask[self.others] = 1.0
         return mask
 
-    def __call__(self, latents: Tensor, mask: Tensor) -> Tensor:
-        return self.blend(latents, mask)
+    def apply(self, latents: Tensor, mask: Tensor) -> Tensor:
+        return self.blend.apply(latents, mask)
 
 
 def only_nth(edit: Edit, positions: Sequence[int]) -> Edit:
