@@ -181,37 +181,38 @@ figure = plots.sweep(list(strips.values()), list(strips), titles, caption(f"{SCE
 save(figure, chosen, "02_words")
 
 # %% A word on which the slider does little
-# The text encoder is causal: every later token has read "red" and carries some of it, so the column of "red" is only a
-# part of its meaning. Where does the colour come from? Give the model a text encoder that says "red" in one place and
-# "blue" in the other: in the word's own token, or in all tokens behind it, the padding included.
-RED = f"a red {SCENE.removeprefix('a ')}"
-red, blue = (int(sd.tokenizer([colour])[0, 1]) for colour in ("red", "blue"))
+# The text encoder is causal: every later token has read "blue" and carries some of it, so the column of "blue" is only a
+# part of its meaning. Where does the colour come from? Give the model a text encoder that says "blue" in one place and
+# "red" in the other: in the word's own token, or in all tokens behind it, the padding included. (Blue, because the toy's
+# houses are red by themselves: the last two pictures, for scale, have no colour and red in the prompt.)
+BLUE = f"a blue {SCENE.removeprefix('a ')}"
+blue, red = (int(sd.tokenizer([colour])[0, 1]) for colour in ("blue", "red"))
 
 
-def encoder(red_in_its_token: bool):
-    """A text encoder for which "red" is red in its own token and blue in the later ones, or the other way round."""
+def encoder(blue_in_its_token: bool):
+    """A text encoder for which "blue" is blue in its own token and red in the later ones, or the other way round."""
 
     def encode(tokens):
-        as_red, as_blue = sd.text_encoder(tokens), sd.text_encoder(torch.where(tokens == red, blue, tokens))
-        return torch.where((tokens == red)[..., None] == red_in_its_token, as_red, as_blue)
+        as_blue, as_red = sd.text_encoder(tokens), sd.text_encoder(torch.where(tokens == blue, red, tokens))
+        return torch.where((tokens.to(sd.device) == blue)[..., None] == blue_in_its_token, as_blue, as_red)
 
     return encode
 
 
-colour = slider(RED, "red", [-2.0, 0.0, 4.0])
+colour = slider(BLUE, "blue", [-2.0, 0.0, 4.0])
 told = run(colour, colour.prompts, steps=FEW)
-mixed = [replace(sd, text_encoder=encoder(own)).generate(RED, seed=SEED, steps=FEW, guidance=GUIDANCE) for own in (True, False)]
+mixed = [replace(sd, text_encoder=encoder(own)).generate(BLUE, seed=SEED, steps=FEW, guidance=GUIDANCE) for own in (True, False)]
 pictures = [*told.images[1:3], told.images[0], told.images[3], *(one.images[0] for one in mixed)]
-names = ["red × -2", "red × 0", "red × 1", "red × 4", "red, but blue in\nall later tokens", "blue, but red in\nall later tokens"]
-for said in (RED.replace("red ", ""), RED.replace("red", "blue")):  # for scale
+names = ["blue × -2", "blue × 0", "blue × 1", "blue × 4", "blue, but red in\nall later tokens", "red, but blue in\nall later tokens"]
+for said in (SCENE, BLUE.replace("blue", "red")):  # for scale
     pictures.append(run(None, [said], steps=FEW).images[0])
-    names.append(f"for scale: {said.split(' next')[0]!r}")
-print(f"\n{RED!r}, seed {SEED}, {FEW} steps: where is the colour?\n{'':40}{'reddish pixels':>16}{'bluish pixels':>16}")
+    names.append(f"for scale:\n{said.split(' next')[0]!r}")
+print(f"\n{BLUE!r}, seed {SEED}, {FEW} steps: where is the colour?\n{'':40}{'reddish pixels':>16}{'bluish pixels':>16}")
 for name, picture in zip(names, map(as_array, pictures)):
-    below = picture[len(picture) // 3 :]  # the sky is blue by itself
+    below = picture[len(picture) // 3 :]  # the sky is blue anyway
     reddish, bluish = ((below[..., i] - below[..., [j for j in range(3) if j != i]].amax(-1) > 0.2).float().mean() for i in (0, 2))
     print(f"    {' '.join(name.split()):36}{reddish:>16.0%}{bluish:>16.0%}")
-save(plots.pictures([pictures], [names], caption(f"{RED!r}", FEW)), chosen, "03_copies")
+save(plots.pictures([pictures], [names], caption(f"{BLUE!r}", FEW)), chosen, "03_copies")
 
 # %% Two words at once, and weights on top of a swap
 BOTH = f"{SCENE} on a starry night"

@@ -2,8 +2,8 @@
 
 You will see the one thing that is fitted (an embedding of the empty prompt, one a step), by hand; how near it comes; what a
 single embedding for all steps would do; how it fares at other guidance; and swap, add, re-weight and local blend on
-photographs, several targets at once included. Lesson 7 comes first: it shows what goes wrong without. About two and a half
-minutes on two CPU cores.
+photographs, several targets at once included. Lesson 7 comes first: it shows what goes wrong without. About a minute and a half
+on two CPU cores.
 
     make lesson8            or, with other settings:            make lesson8 STEPS=50
 """

@@ -36,19 +36,19 @@ def held_out(count: int) -> int:
     return min(1_000, count // 5)
 
 
-# ---------------------------------------------------------------- pictures
-
-
 def adopt(folder: Path, run: Path, size: Size) -> None:
     """A shipped checkpoint as the state of a run in which the VAE is finished and the others are at step 0."""
     if (run / "vae.pt").exists():
         return
-    shutil.copytree(folder / "tokenizer", run / "tokenizer")
+    shutil.copytree(folder / "tokenizer", run / "tokenizer", dirs_exist_ok=True)
     sd = StableDiffusion.load(folder, "cpu", "float32")
     unet, text_encoder, vae = (network.state_dict() for network in (sd.unet, sd.text_encoder, sd.vae))
     both = {f"unet.{k}": v for k, v in unet.items()} | {f"text_encoder.{k}": v for k, v in text_encoder.items()}
     for name, weights, step in (("unet", both, 0), ("decoder", vae, 0), ("vae", vae, size.vae_steps)):
         torch.save({"ema": weights, "step": step, "seconds": 0.0}, run / f"{name}.pt")
+
+
+# ---------------------------------------------------------------- pictures
 
 
 def _draw(seed: int) -> tuple[np.ndarray, str]:
@@ -155,25 +155,20 @@ def encode_pictures(run: Path, vae: VAE, device) -> None:
 
 
 def train_unet(run: Path, size: Size, steps: int, device, bf16: bool) -> None:
-    """Noise prediction; each timestep is drawn as often as min(SNR, 5) / SNR says, which is Hang et al.'s weight.
-
-    Half of the batches end where their longest caption does. The padding behind a caption has read all of it, and a network
-    that always finds it there looks at little else: without it, it must look at the words, and their maps point better.
-    """
+    """Noise prediction; each timestep is drawn as often as min(SNR, 5) / SNR says, which is Hang et al.'s weight."""
     latents = torch.from_numpy(np.load(run / "latents.npy"))
     scale = 1 / latents.float().std()
     tokenizer = CLIPTokenizer(run / "tokenizer", vocabulary.CONTEXT)
     tokens = tokenizer(json.loads((run / "captions.json").read_text()))
     nothing = tokenizer("")[0]
-    lengths = 1 + (tokens == tokenizer.end).int().argmax(1)  # with start and end
     torch.manual_seed(0)
     model = Denoiser(size, len(tokenizer.bpe.get_vocab())).to(device, memory_format=torch.channels_last)
     a = Schedule().alphas_cumprod.to(device)
     chances = (5 * (1 - a) / a).clamp(max=1).cpu()
 
-    def loss_on(index, generator, drop, chances, length=vocabulary.CONTEXT):
-        z, ids = (latents[index].float() * scale).to(device), tokens[index, :length]
-        ids[torch.rand(len(ids), generator=generator) < drop] = nothing[:length]
+    def loss_on(index, generator, drop, chances):
+        z, ids = (latents[index].float() * scale).to(device), tokens[index].clone()
+        ids[torch.rand(len(ids), generator=generator) < drop] = nothing
         t = torch.multinomial(chances, len(ids), replacement=True, generator=generator).to(device)
         noise = torch.randn(z.shape, generator=generator).to(device)
         a_t = a[t][:, None, None, None]
@@ -184,8 +179,7 @@ def train_unet(run: Path, size: Size, steps: int, device, bf16: bool) -> None:
 
     def loss_of(generator, rng):
         index = torch.from_numpy(rng.integers(0, len(latents) - held_out(len(latents)), size.batch))
-        length = int(lengths[index].max()) if rng.random() < 0.5 else vocabulary.CONTEXT
-        return loss_on(index, generator, 0.1, chances, length)
+        return loss_on(index, generator, 0.1, chances)
 
     def validate():
         index = torch.arange(len(latents))[-min(256, held_out(len(latents))) :]
