@@ -1,4 +1,4 @@
-"""One step of null-text inversion: ours, ours with checkpointing, and as the authors published it. Seconds and memory.
+"""One step of null-text inversion: ours, ours with checkpointing or in bfloat16, and as the authors published it. Seconds and memory.
 
     python -m tests.bench.bench_null_text            # the toy's size: about a minute
     python -m tests.bench.bench_null_text sd1        # Stable Diffusion 1.5's size, random weights: minutes, 12 GiB of memory
@@ -28,7 +28,7 @@ from minip2p.ddim import Schedule, ddim_step
 from minip2p.inversion import fit_null_text
 from minip2p.unet import UNet, UNetConfig
 
-WAYS = ("published", "ours", "ours, checkpointing")
+WAYS = ("published", "ours", "ours, checkpointing", "ours, bfloat16")
 GUIDANCE, LR = 7.5, 0.01
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CLOCK = time.perf_counter if DEVICE == "cuda" else time.process_time  # processor time: other programs beside it do not count
@@ -76,10 +76,14 @@ def measure(name: str, way: str) -> dict[str, float]:
     """One row, in this process: the median seconds of a step, the memory with only the model, and the peak, in MiB."""
     size = SIZES[name]
     torch.manual_seed(0)
-    unet = UNet(size.unet).to(DEVICE).eval().requires_grad_(way == "published")
+    dtype = torch.bfloat16 if "bfloat16" in way else torch.float32
+    with torch.device(DEVICE):
+        torch.set_default_dtype(dtype)  # so that the weights are never there in two precisions
+        unet = UNet(size.unet).eval().requires_grad_(way == "published")
+        torch.set_default_dtype(torch.float32)
     D = size.unet.cross_attention_dim
-    empty, text = torch.randn(2, 1, 77, D, device=DEVICE)
-    sd = SimpleNamespace(unet=unet, schedule=Schedule(), dtype=torch.float32, encode_text=lambda prompt: empty)
+    empty, text = torch.randn(2, 1, 77, D, device=DEVICE).to(dtype)
+    sd = SimpleNamespace(unet=unet, schedule=Schedule(), dtype=dtype, encode_text=lambda prompt: empty)
     sd.guided_noise = MethodType(StableDiffusion.guided_noise, sd)
     pivot = torch.randn(2, 4, size.side, size.side, device=DEVICE)
 
@@ -92,7 +96,7 @@ def measure(name: str, way: str) -> dict[str, float]:
     gc.collect()
     model = peak()
     with torch.no_grad():
-        unet(pivot[:1], 500, text)  # the warm-up
+        unet(pivot[:1].to(dtype), 500, text)  # the warm-up
     seconds = []
     for _ in range(size.rounds):
         start = CLOCK()
@@ -119,7 +123,7 @@ def main() -> None:
     if name not in SIZES:
         sys.exit(f"there is no size {name!r}: use one of {', '.join(SIZES)}")
     size = SIZES[name]
-    print(f"{name}, latent {size.side} x {size.side}, {size.updates} updates, float32, {DEVICE}, median of {size.rounds}")
+    print(f"{name}, latent {size.side} x {size.side}, {size.updates} updates, {DEVICE}, float32 if not said, median of {size.rounds}")
     print(f"{'':22}{'seconds':>10}{'ratio':>8}{'peak MiB':>11}{'above the model':>18}", flush=True)
     first = None
     for way in WAYS:
