@@ -49,7 +49,14 @@ def settings(lesson: str, steps: int = 50) -> Settings:
     out = Path(os.environ.get("OUT") or ROOT / "out") / lesson
     out.mkdir(parents=True, exist_ok=True)
     weights = os.environ.get("WEIGHTS") or str(ROOT / "weights" / "toy")
-    return Settings(weights, os.environ.get("DEVICE") or None, number("SEED", 0, 0), number("STEPS", steps, 5, 999), number("SEEDS", 4, 1), out)
+    return Settings(
+        weights,
+        os.environ.get("DEVICE") or None,
+        number("SEED", 0, 0),
+        number("STEPS", steps, 5, 999),
+        number("SEEDS", 4, 1),
+        out,
+    )
 
 
 def load(chosen: Settings) -> StableDiffusion:

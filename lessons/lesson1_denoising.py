@@ -57,7 +57,9 @@ def denoise(z, text, no_text, steps, draws=()):
     for i, t in enumerate(sd.schedule.timesteps(steps)):
         a_from, a_to = alphas[i], alphas[i + 1]
         without, with_text = predict_noise(z, t, a_from, text, no_text)
-        noise = without + GUIDANCE * (with_text - without)  # as far as the prompt pulls, times GUIDANCE (Ho & Salimans 2022, whose w is ours less 1)
+        noise = without + GUIDANCE * (
+            with_text - without
+        )  # the prompt's pull, times GUIDANCE (Ho & Salimans 2022: their w is 1 less)
         clean = (z - (1 - a_from) ** 0.5 * noise) / a_from**0.5  # Song et al. 2020, eq. 9; also predict_clean(z, noise, a_from)
         path.append((z, predict_clean(z, with_text, a_from), clean))
         sigma = ((1 - a_to) / (1 - a_from) * (1 - a_from / a_to)) ** 0.5 if draws else 0.0  # eq. 16 with eta = 1: as DDPM
@@ -125,7 +127,10 @@ other_draws = mean(psnr(sampled[i], sampled[j]) for i, j in [(0, 1), (0, 2), (1,
 other_start = mean(psnr(sampled[i], sampled[i + 3]) for i in range(3))
 both_other = mean(psnr(sampled[i], sampled[j + 3]) for i in range(3) for j in range(3) if i != j)
 print(f"PSNR with sigma = 0: another start {psnr(result.images[0], other.images[0]):.1f} dB")
-print(f"PSNR with sigma > 0: same start, other draws {other_draws:.1f} dB; another start, same draws {other_start:.1f} dB; both other {both_other:.1f} dB")
+print(
+    f"PSNR with sigma > 0: same start, other draws {other_draws:.1f} dB; another start, same draws {other_start:.1f} dB; "
+    f"both other {both_other:.1f} dB"
+)
 
 # %% Guidance
 # At 0 the prompt is not heard; 1 is the model as it was trained: the noise predicted with the prompt. Beyond 1 the prediction
@@ -203,7 +208,9 @@ for w, run in guided.items():
     pictures = torch.stack([as_array(picture) for picture in run.images])
     at_the_end = ((pictures == 0) | (pictures == 1)).float().mean()
     apart = pictures.std(0, unbiased=False).mean()
-    print(f"{w:>10}{cats(run):>24.0%}{run.latents.std():>19.2f}{at_the_end:>20.1%}{apart if many > 1 else '-':>17{'.1%' if many > 1 else ''}}")
+    print(
+        f"{w:>10}{cats(run):>24.0%}{run.latents.std():>19.2f}{at_the_end:>20.1%}{apart if many > 1 else '-':>17{'.1%' if many > 1 else ''}}"
+    )
 print(f"\n{'negative prompt':44}{'red pixels':>12}{'a cat explains it best':>24}")
 for words, run in negative.items():
     print(f"{words or 'none':44}{mean(map(red, run.images)):>12.1%}{cats(run):>24.0%}")

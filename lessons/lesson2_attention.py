@@ -2,7 +2,7 @@
 
 You will see queries, keys and values computed from the weights and compared with what the model's own seam reports; maps by
 word, by step and by layer; where most of the attention goes; how early the layout is there; and what is drawn when one
-token's vector, or only the tokens after it, are exchanged. About a minute on two CPU cores.
+token's vector, or only the tokens after it, are exchanged. Half a minute on two CPU cores.
 
     make lesson2            or, with other settings:            make lesson2 SEED=7 STEPS=20
 """
@@ -191,7 +191,7 @@ HALF = STEPS // 2
 
 
 def settling(tracks):
-    """tracks (seeds, steps, pixels) -> each step's correlation with the settled track, (steps,), and the floor (one seed: none)."""
+    """tracks (seeds, steps, pixels) -> a step's correlation with the settled track, (steps,), and the floor (one seed: None)."""
     settled = tracks[:, HALF:].mean(1, keepdim=True)
     floor = correlation(tracks[:, HALF:], settled.roll(1, 0)).mean() if len(tracks) > 1 else None
     return correlation(tracks, settled).mean(0), floor

@@ -215,8 +215,9 @@ if pairs:
     print(f"{'sources of two different seeds':32}{'':>34}{outlines:>10.2f}{other:>17.0%}")
 
 # %% Where to let go
-# The two windows apart, at a quarter of the steps, to save time. Which of them holds more of the layout, and what does it do to
-# the dog? The first row has the words' maps alone; see how much is left for them to do in the second.
+# The two windows apart, at a quarter of the steps, to save time. Which of them holds more of the layout? The first row has the
+# words' maps alone; see how much is left for them to do in the second. The judge finds a dog nearly everywhere; what too
+# long a window does to it is seen in 03_window, at 100 %.
 FEW = max(5, STEPS // 4)
 shares, lines = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0], {}
 print(f"\nlayout (a dog to the judge), by the share of the steps with the source's maps; the same seeds, {FEW} steps")
@@ -239,7 +240,7 @@ spent()
 
 # %% Exercises
 # 1. Swap the house instead: SOURCE.replace("house", "castle"). Which of the two objects stays put without control, and
-#    does the table still rank the three attempts in the same order?
+#    does the table still rank the attempts in the same order?
 # 2. Set SELF to 0, then to 1. What does the self-attention hold that the word maps do not? (Watch the dog's outline.)
 # 3. Give the words windows of their own: Swap(..., cross_replace_steps={"default_": 0.8, "dog": 0.3}). The dog is freer
 #    to be a dog, and keeps less of the cat: add it to `attempts`. Where would you stop?

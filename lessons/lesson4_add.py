@@ -2,7 +2,7 @@
 
 You will see how two prompts of different lengths are laid side by side, token by token; five phrases added to one prompt,
 alone and together, with and without control; what the window does to a style and to the night; an object added and one
-dropped; and a measure of layout that a change of colours does not disturb. About a minute and a half on two CPU cores.
+dropped; and a measure of layout that a change of colours does not disturb. Under a minute on two CPU cores.
 
     make lesson4            or, with other settings:            make lesson4 SEED=7 STEPS=20
 """

@@ -2,7 +2,7 @@
 
 You will see a slider on one word of a prompt, from -4 to 8; what it does to the rows of the attention maps, and the same
 slider with rows made whole again; four words measured over several seeds; a word on which the slider does little, and
-where its meaning is hidden; and weights on top of a swap. About a minute and a half on two CPU cores.
+where its meaning is hidden; and weights on top of a swap. Under a minute on two CPU cores.
 
     make lesson5            or, with other settings:            make lesson5 SEED=7 STEPS=20
 """
@@ -89,8 +89,9 @@ print(f"by hand and by library: largest relative difference of the latents {diff
 
 # %% Rows that no longer sum to one
 # A row of a map holds one pixel's shares, and they sum to one. If the word has share p of a row, that row now sums to
-# 1 + (w - 1) p (so the mean of the sums must be what the last column says). What comes out, the shares times the values V, is then no average of the values any more but shorter,
-# longer, or (w < 0) with the word's value taken off. No such vector occurred in training: nothing says what it means.
+# 1 + (w - 1) p, so the mean of the sums must be what the last column says. What comes out, the shares times the values V, is
+# then no average of the values any more but shorter, longer, or (w < 0) with the word's value taken off. No such vector
+# occurred in training: nothing says what it means.
 window = range(int(CROSS * STEPS))
 print(f"\nsums of rows, weight of 'night', over pixels, layers and the {len(window)} steps of the window (heads averaged)")
 print(f"{'weight':>8}{'mean':>8}{'least':>8}{'most':>8}   1 + (w - 1) x mean share")
@@ -155,7 +156,7 @@ def grey_in_the_sky(picture):
 
 
 def specks_in_the_sky(picture):
-    """The share of pixels in the upper third that are clearly brighter than the 5 x 5 around them: stars, and edges of the moon."""
+    """The share of pixels in the upper third that are clearly brighter than the 5 x 5 around them: stars, the moon's edge."""
     sky = picture[: len(picture) // 3].mean(-1)[None]
     return (sky - F.avg_pool2d(sky, 5, 1, 2, count_include_pad=False) > 0.2).float().mean()
 
@@ -203,14 +204,23 @@ colour = slider(BLUE, "blue", [-2.0, 0.0, 4.0])
 told = run(colour, colour.prompts, steps=FEW)
 mixed = [replace(sd, text_encoder=encoder(own)).generate(BLUE, seed=SEED, steps=FEW, guidance=GUIDANCE) for own in (True, False)]
 pictures = [*told.images[1:3], told.images[0], told.images[3], *(one.images[0] for one in mixed)]
-names = ["blue × -2", "blue × 0", "blue × 1", "blue × 4", "blue, but red in\nall later tokens", "red, but blue in\nall later tokens"]
+names = [
+    "blue × -2",
+    "blue × 0",
+    "blue × 1",
+    "blue × 4",
+    "blue, but red in\nall later tokens",
+    "red, but blue in\nall later tokens",
+]
 for said in (SCENE, BLUE.replace("blue", "red")):  # for scale
     pictures.append(run(None, [said], steps=FEW).images[0])
     names.append(f"for scale:\n{said.split(' next')[0]!r}")
 print(f"\n{BLUE!r}, seed {SEED}, {FEW} steps: where is the colour?\n{'':40}{'reddish pixels':>16}{'bluish pixels':>16}")
 for name, picture in zip(names, map(as_array, pictures)):
     below = picture[len(picture) // 3 :]  # the sky is blue anyway
-    reddish, bluish = ((below[..., i] - below[..., [j for j in range(3) if j != i]].amax(-1) > 0.2).float().mean() for i in (0, 2))
+    reddish, bluish = (
+        (below[..., i] - below[..., [j for j in range(3) if j != i]].amax(-1) > 0.2).float().mean() for i in (0, 2)
+    )
     print(f"    {' '.join(name.split()):36}{reddish:>16.0%}{bluish:>16.0%}")
 save(plots.pictures([pictures], [names], caption(f"{BLUE!r}", FEW)), chosen, "03_copies")
 

@@ -2,7 +2,7 @@
 
 You will see a red house become a purple one, first with changes elsewhere in the picture, then with a mask that confines
 them; how the mask settles and what its threshold does; masks drawn by hand, with Prompt-to-Prompt and in the way of earlier
-editors, which lose what lies under the mask; and an edit of four parts. About two minutes on two CPU cores.
+editors, which lose what lies under the mask; and an edit of four parts. A minute and a quarter on two CPU cores.
 
     make lesson6            or, with other settings:            make lesson6 SEED=7 STEPS=20
 """
@@ -81,7 +81,9 @@ def denoise_locally(edit):
         z = ddim_step(z, noise, alphas[step], alphas[step + 1])
 
         maps = torch.stack(noted).mean(0)  # over the layers
-        shares = shares + torch.stack([own[:, at].sum(-1) for own, at in zip(maps, HOUSE)]).view(2, 1, NEAREST[0].height, NEAREST[0].width)
+        shares = shares + torch.stack([own[:, at].sum(-1) for own, at in zip(maps, HOUSE)]).view(
+            2, 1, NEAREST[0].height, NEAREST[0].width
+        )
         if step >= int(START * STEPS):
             mask = F.interpolate(F.max_pool2d(shares, 3, stride=1, padding=1), z.shape[-2:], mode="nearest")
             mask = (mask > THRESHOLD * mask.amax((2, 3), keepdim=True)).any(0).float()  # inside in either of the two
@@ -243,7 +245,14 @@ def psnr_at(before, after, where):
     return float(-10 * square.mean().clamp(min=1e-10).log10())
 
 
-attempts = ["swap", "+ blend at 0.3", f"+ blend at {THRESHOLD}", "swap in the drawn box", "no control in the box", "inpainting the box"]
+attempts = [
+    "swap",
+    "+ blend at 0.3",
+    f"+ blend at {THRESHOLD}",
+    "swap in the drawn box",
+    "no control in the box",
+    "inpainting the box",
+]
 table = {name: [] for name in attempts}
 for seed in range(SEED, SEED + chosen.seeds):
     if seed == SEED:

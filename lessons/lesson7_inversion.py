@@ -106,7 +106,7 @@ figure = plots.pictures(
     [[photo, vae, *rebuilt.values()]],
     [["the photograph", f"through the VAE\n{psnr(vae, photo):.1f} dB"]
      + [f"{names[guidance]}: {psnr(picture, photo):.1f} dB" for guidance, picture in rebuilt.items()]],
-    f"{PROMPT!r}, {STEPS} steps; PSNR to the photograph. What the VAE alone loses, no inversion brings back",
+    f"{PROMPT!r}, {STEPS} steps; PSNR to the photograph\nWhat the VAE alone loses, no inversion brings back",
 )  # fmt: skip
 save(figure, chosen, "02_back")
 
@@ -116,7 +116,10 @@ save(figure, chosen, "02_back")
 own = sd.generate(PROMPT, seed=chosen.seed, steps=STEPS, guidance=1)
 print("\nrelative error of the way back, for two pictures of the same prompt")
 print(f"{'':42}" + "".join(f"{f'guidance {guidance}':>14}" for guidance in paths))
-for name, noise, clean in (("the photograph, inverted", pivot[-1], z0), ("a generated picture, from its own noise", own.start, own.latents)):
+for name, noise, clean in (
+    ("the photograph, inverted", pivot[-1], z0),
+    ("a generated picture, from its own noise", own.start, own.latents),
+):
     missed = [relative(back(noise, text, guidance, STEPS)[0], clean) for guidance in paths]
     print(f"{name:42}" + "".join(f"{error:>14.3f}" for error in missed))
 
@@ -139,8 +142,8 @@ figure = plots.curve(
 save(figure, chosen, "03_steps")
 
 # %% An edit straight away
-# The noise is one from which the model makes nearly this picture, at guidance 1. But 1 is too little for most words to be
-# obeyed, and with more the source beside the edit is no longer the photograph. Which of the two goes wrong here?
+# The noise is one from which the model makes nearly this picture, at guidance 1. But at 1 a new word is drawn feebly (look at the
+# figure; the model's own verdict is too lenient to show it), and with more the source beside it is no longer the photograph.
 PROMPTS = [PROMPT, PROMPT.replace("house", "castle")]
 swap = minip2p.Swap(sd.tokenizer, PROMPTS, cross_replace_steps=0.8, self_replace_steps=0.4)
 edits = {}
@@ -165,7 +168,12 @@ save(figure, chosen, "04_edit")
 # photograph of the real world, of which the toy knows neither the things nor the words. The VAE's own loss differs from
 # picture to picture, so the way back is compared with what the VAE makes of it. And an edit straight away: does a judge find
 # the new noun, and not the old one? These are few pictures, and a pair may differ by its colours alone: look at all of them.
-PAIRS = {"cat": ("cat", "dog"), "house_in_snow": ("house", "castle"), "ball": ("ball", "flower"), "on_the_sand": ("castle", "house")}
+PAIRS = {
+    "cat": ("cat", "dog"),
+    "house_in_snow": ("house", "castle"),
+    "ball": ("ball", "flower"),
+    "on_the_sand": ("castle", "house"),
+}
 groups = {
     "unseen pictures": [unseen(number) for number in range(chosen.seed, chosen.seed + chosen.seeds)],
     "twins": [photograph(name) for name in PAIRS],
@@ -183,7 +191,8 @@ for name, members in groups.items():
     sheet[name] = [pictures, *(sd.decode_latents(latents) for latents in ways)]
     _, through, at_one, guided = sheet[name]
     compared = list(zip((through, at_one, guided), (pictures, through, through)))
-    print(f"{f'{name}, mean of {len(pictures)}':50}{decibels(*compared[0]):>8.1f}{decibels(*compared[1]):>12.1f}{decibels(*compared[2]):>14.1f}")
+    mean = [decibels(*pair) for pair in compared]
+    print(f"{f'{name}, mean of {len(pictures)}':50}{mean[0]:>8.1f}{mean[1]:>12.1f}{mean[2]:>14.1f}")
     for i, ((_, words), (old, new)) in enumerate(zip(members, PAIRS.values() if name in ("twins", "odd ones") else ())):
         prompts = [words, words.replace(old, new)]
         edit = minip2p.Swap(sd.tokenizer, prompts, cross_replace_steps=0.8, self_replace_steps=0.4)
@@ -192,15 +201,23 @@ for name, members in groups.items():
         done = "yes" if swapped(result.images[1], old, new) else "no"
         print(f"{f'    {words}, {old} -> {new}':50}{each[0]:>8.1f}{each[1]:>12.1f}{each[2]:>14.1f}{done:>10}")
 
-heads = ["the photograph", "through the VAE", "back at\nguidance 1", f"back at\nguidance {GUIDANCE}"]
+heads = ["photograph", "VAE alone", "back at 1", f"back at {GUIDANCE}"]
 rows, titles = [], []
 for i in range(len(PAIRS)):
-    both = [("usual: ", sheet["twins"]), ("odd: ", sheet["odd ones"])]
+    both = [("usual:\n", sheet["twins"]), ("odd:\n", sheet["odd ones"])]
     rows.append([column[i] for _, columns in both for column in columns])
     titles.append([f"{kind}{head}" if not i else "" for kind, _ in both for head in heads])
 rows.append([column[0] for column in sheet["a real photograph"]] + [None] * len(heads))
-titles.append(["a real photograph", *heads[1:]] + [""] * len(heads))
-save(plots.pictures(rows, titles, f"Usual pictures (left), odd ones of the same things (right), and a real photograph\n{STEPS} steps"), chosen, "05_odd")
+titles.append(["a real\nphotograph", *(f"real:\n{head}" for head in heads[1:])] + [""] * len(heads))
+save(
+    plots.pictures(
+        rows,
+        titles,
+        f"Usual pictures (left), odd ones of the same things (right), and a real photograph\nback from noise at guidance 1 and {GUIDANCE}, {STEPS} steps",
+    ),
+    chosen,
+    "05_odd",
+)
 spent()
 
 # %% Exercises

@@ -35,8 +35,8 @@ photo = open_image(photo, SIZE)
 # %% By hand
 # The way to noise, at guidance 1, is a path that leads to the photograph: the pivot. The way back with guidance leaves it at
 # the first step. The prompt must stay, or there is nothing to edit; the weights must stay, or it is another model. What is
-# left is the other half of guidance, the embedding of the empty prompt. Before each step, move it until the step lands on
-# the pivot; then take the step and go on from there. Only this embedding gets a gradient.
+# left is the other half of guidance, the embedding of the empty prompt. Before each step, move it, ten times at most, towards
+# where the step lands on the pivot; then take the step and go on from there. Only this embedding gets a gradient.
 text = sd.encode_text(PROMPT)
 
 
@@ -66,7 +66,7 @@ def null_text_by_hand(pivot: Tensor) -> Tensor:
             loss = F.mse_loss(guided_step(z, t, null, *fixed), pivot[[steps - 1 - i]])
             null.grad = gradient(loss, null)
             adam.step()
-            if loss < 1e-5 + 1e-3 * i / steps:  # near enough; an early error would grow, so early steps must be nearer
+            if loss < 1e-5 + 1e-3 * i / steps:  # near enough; early steps are asked to be nearer, for an error may grow
                 break
         with torch.no_grad():
             z = guided_step(z, t, null, *fixed)
@@ -131,7 +131,7 @@ lines = {
 lines["one a step: before its updates"] = [of_step[0] for of_step in inversion.losses]
 figure = plots.curve(
     range(1, STEPS + 1), lines, "steps done on the way back", "squared distance\nto the pivot",
-    f"{PROMPT!r}, {STEPS} steps, guidance {GUIDANCE}: with what in the place of the empty prompt",
+    f"{PROMPT!r}, {STEPS} steps, guidance {GUIDANCE}\nby what stands in the place of the empty prompt",
 )  # fmt: skip
 figure.axes[0].set_yscale("log")
 figure.axes[0].legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))

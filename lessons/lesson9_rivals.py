@@ -2,8 +2,8 @@
 
 You will see four ways to edit a photograph from the same DDIM inversion: as it is, with null-text, with the source prompt
 in the place of the empty one, and with the source put back on its path at every step. The last two take a line each and
-nothing is fitted. Then quality, UNet evaluations and seconds on sixteen photographs (four for each of SEEDS): about five
-minutes on two CPU cores, most of them for null-text.
+nothing is fitted. Then quality, UNet evaluations and seconds on sixteen photographs (four for each of SEEDS): about three
+and a half minutes on two CPU cores, two of them for null-text.
 
     make lesson9            or, with other settings:            make lesson9 SEEDS=1 STEPS=50
 """
@@ -150,7 +150,9 @@ for number, (photo, prompts, keep, nouns) in enumerate(tasks, 1):
 # Means, and how often a method does better outside the thing than DDIM alone on the same photograph: a mean over few pictures
 # says little where one of them can be 10 dB off. Direct's source is at the VAE's limit by construction: it is put there.
 # UNet evaluations and seconds are those of the inversion; null-text's also go back through the network.
-print(f"\n{PHOTOGRAPHS} photographs, {STEPS} steps, guidance {GUIDANCE}; an edit takes {sum(edit_seconds) / len(edit_seconds):.1f} s")
+print(
+    f"\n{PHOTOGRAPHS} photographs, {STEPS} steps, guidance {GUIDANCE}; an edit takes {sum(edit_seconds) / len(edit_seconds):.1f} s"
+)
 head = ("source", "edit, outside the thing", "worst", "better than ddim", "obeyed", "UNet evaluations", "seconds")
 print(f"{'':18}{head[0]:>10}{head[1]:>26}{head[2]:>10}{head[3]:>18}{head[4]:>10}{head[5]:>18}{head[6]:>10}")
 whole, outside = (sum(column) / len(limit) for column in zip(*limit))
@@ -161,18 +163,26 @@ for method, measured in table.items():
     source, mean, asked, seconds = (sum(column) / len(measured) for column in (source, outside, asked, seconds))
     better = "" if method == "ddim" else f"{sum(a > b for a, b in zip(outside, alone))} of {len(alone)}"
     obeyed = f"{sum(reached)} of {len(reached)}"
-    print(f"{method:18}{source:>7.1f} dB{mean:>23.1f} dB{min(outside):>7.1f} dB{better:>18}{obeyed:>10}{asked:>18.0f}{seconds:>10.1f}")
+    print(
+        f"{method:18}{source:>7.1f} dB{mean:>23.1f} dB{min(outside):>7.1f} dB{better:>18}{obeyed:>10}{asked:>18.0f}{seconds:>10.1f}"
+    )
 
 heads = ["photo"] + [f"{method}:\n{what}" for method in METHODS for what in ("source", "edit")]
 names = ["\n-> ".join(nouns) for *_, nouns in tasks[:6]]
-save(plots.sweep(rows[:6], names, heads, f"Unseen pictures, the first thing swapped; {STEPS} steps, guidance {GUIDANCE}"), chosen, "01_rivals")
+save(
+    plots.sweep(rows[:6], names, heads, f"Unseen pictures, the first thing swapped; {STEPS} steps, guidance {GUIDANCE}"),
+    chosen,
+    "01_rivals",
+)
 
 # %% Why the source prompt will do
 # The pivot was made at guidance 1. A guided step lands near it if guidance has little to amplify, that is, if the half without
 # text predicts what the half with it does. So that is where null-text moves, and negative-prompt jumps there. The price: what
 # source and target both say is no longer amplified either. Look in the figure for what becomes of a night or a place.
 mean = sum(near) / len(near)
-print(f"distance from the prompt's noise, as a share of the empty prompt's: null-text {mean:.0%} ({min(near):.0%} to {max(near):.0%})")
+print(
+    f"distance from the prompt's noise, as a share of the empty prompt's: null-text {mean:.0%} ({min(near):.0%} to {max(near):.0%})"
+)
 spent()
 
 # %% Exercises

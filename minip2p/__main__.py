@@ -172,7 +172,9 @@ def build_parser() -> argparse.ArgumentParser:
     def command(function, help_text: str, output: str) -> argparse.ArgumentParser:
         added = commands.add_parser(function.__name__, help=help_text, description=help_text)
         added.set_defaults(run=function)
-        added.add_argument("--weights", default=TOY, help="a folder in diffusers' layout or a .safetensors file (default: our toy)")
+        added.add_argument(
+            "--weights", default=TOY, help="a folder in diffusers' layout or a .safetensors file (default: our toy)"
+        )
         added.add_argument("--device", help="cuda, mps or cpu (default: the first that is there)")
         added.add_argument("--dtype", help="float32, float16 or bfloat16 (default: float16 on cuda, else float32)")
         added.add_argument("--steps", type=int, default=50, help="denoising steps (default: 50)")
@@ -189,15 +191,25 @@ def build_parser() -> argparse.ArgumentParser:
     added.add_argument("source", help="the prompt of the picture")
     added.add_argument("targets", nargs="+", metavar="target", help="the prompt with words swapped, added or dropped")
     which = added.add_mutually_exclusive_group()
-    which.add_argument("--swap", action="store_true", help="new words take the places of old ones (default where it is clear which)")
+    which.add_argument(
+        "--swap", action="store_true", help="new words take the places of old ones (default where it is clear which)"
+    )
     which.add_argument("--add", action="store_true", help="new words bring their own places")
-    added.add_argument("--reweight", action="append", default=[], metavar="WORD=NUMBER", help="make a word count more or less; repeatable")
-    added.add_argument("--cross-replace-steps", type=float, default=0.8, metavar="SHARE", help="of the steps, with the source's word maps (0.8)")
-    added.add_argument("--self-replace-steps", type=float, default=0.4, metavar="SHARE", help="of the steps, with its self-attention (0.4)")
+    added.add_argument(
+        "--reweight", action="append", default=[], metavar="WORD=NUMBER", help="make a word count more or less; repeatable"
+    )
+    added.add_argument(
+        "--cross-replace-steps", type=float, default=0.8, metavar="SHARE", help="of the steps, with the source's word maps (0.8)"
+    )
+    added.add_argument(
+        "--self-replace-steps", type=float, default=0.4, metavar="SHARE", help="of the steps, with its self-attention (0.4)"
+    )
     added.add_argument("--blend", metavar="WORD[,WORD]", help="change the picture only where these words look")
 
     added.add_argument("--explain", metavar="FILE", help="also draw the edit's whole story on a page: .png, .pdf or .svg")
-    added.add_argument("--inversion", metavar="FILE", help="edit the photograph that `invert` wrote this for, with its steps and guidance")
+    added.add_argument(
+        "--inversion", metavar="FILE", help="edit the photograph that `invert` wrote this for, with its steps and guidance"
+    )
     added.add_argument("--recording", metavar="FILE", help="run the targets alone, from the source that `record` wrote this for")
     added.set_defaults(steps=None, guidance=None)  # 50 and 7.5, or those of the inversion or recording
 
@@ -207,8 +219,12 @@ def build_parser() -> argparse.ArgumentParser:
     added = command(invert, "find the noise that makes a photograph, to edit it", "the inversion, .safetensors")
     added.add_argument("picture", help="the photograph; it is cut and resized to the model's size")
     added.add_argument("prompt", help="what it shows")
-    added.add_argument("--method", choices=METHODS, default="null-text", help="how to mend what guidance spoils (default: null-text)")
-    added.add_argument("--crop", type=int, nargs=4, metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"), help="in pixels, to cut out first")
+    added.add_argument(
+        "--method", choices=METHODS, default="null-text", help="how to mend what guidance spoils (default: null-text)"
+    )
+    added.add_argument(
+        "--crop", type=int, nargs=4, metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"), help="in pixels, to cut out first"
+    )
 
     added = command(record, "keep a source's run, so that each edit of it costs half", "the recording, .safetensors")
     added.add_argument("prompt")

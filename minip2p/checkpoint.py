@@ -139,8 +139,8 @@ def fill(module_class, config, state: dict[str, Tensor], file: Path, device: tor
             raise CheckpointError(
                 f"{file}: {name} has shape {shapes}: it is not of the same model as its config, download both again"
             )
-    # Copied even where nothing changes: a view into the file lies as the file has it, some CPUs round sums by how numbers lie, and
-    # then a folder and a single file of the same weights would not give the same picture to the last bit.
+    # Copied even where nothing changes: a view into the file lies as the file has it, and some CPUs round sums by how numbers
+    # lie; then a folder and a single file of the same weights would not give the same picture to the last bit.
     module.load_state_dict({name: t.to(device, dtype, copy=True) for name, t in state.items()}, strict=True, assign=True)
     return module.requires_grad_(False).eval()
 

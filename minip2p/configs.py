@@ -75,6 +75,7 @@ def get(config: dict, file: Path, key: str, fits: Callable[[object], bool], defa
 
 
 def refuse_other_values(config: dict, fixed: dict, file: Path) -> None:
+    """CheckpointError where the config sets a key otherwise than this package has it built in."""
     for key, value in fixed.items():
         if config.get(key, value) != value:
             raise CheckpointError(
@@ -89,6 +90,7 @@ def refuse_uneven(channels: Sequence[int], heads: Sequence[int], file: Path) -> 
 
 
 def read_unet(file: Path) -> UNetConfig:
+    """diffusers' unet/config.json, or CheckpointError for what this UNet does not do."""
     config = read_json(file)
     refuse_channels(get(config, file, "in_channels", is_whole, 4), file)
     refuse_other_values(config, UNET_FIXED, file)
@@ -117,6 +119,7 @@ def read_unet(file: Path) -> UNetConfig:
 
 
 def refuse_channels(channels: int, file: Path) -> None:
+    """CheckpointError for a UNet that is given more than a latent, said by the other model's name."""
     known = {9: "an inpainting model", 8: "a model edited by instructions or an upscaler's kin", 5: "a depth model"}
     if channels != 4:
         raise CheckpointError(
@@ -126,6 +129,7 @@ def refuse_channels(channels: int, file: Path) -> None:
 
 
 def read_vae(file: Path) -> VAEConfig:
+    """diffusers' vae/config.json, or CheckpointError for what this VAE does not do."""
     config = read_json(file)
     refuse_other_values(config, VAE_FIXED, file)
     return VAEConfig(
@@ -137,6 +141,7 @@ def read_vae(file: Path) -> VAEConfig:
 
 
 def read_clip(file: Path) -> CLIPConfig:
+    """transformers' text_encoder/config.json, or CheckpointError for what this encoder does not do."""
     config = read_json(file)
     refuse_unknown(config, "hidden_act", tuple(ACTIVATIONS), file)
     sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -190,6 +195,7 @@ def infer_unet(state: State) -> UNetConfig:
 
 
 def infer_vae(state: State) -> VAEConfig:
+    """The config read off the tensors of a single file, which has none."""
     levels = numbers(state, r"encoder\.down_blocks\.(\d+)\.")
     return VAEConfig(
         block_out_channels=tuple(len(state[f"encoder.down_blocks.{i}.resnets.0.conv1.bias"]) for i in levels),

@@ -78,6 +78,7 @@ def before_after(
 
 
 def before_after_grid(free: Result, edited: Result, edit: Edit, target: int, words: Sequence[str] | None = None) -> Grid:
+    """The panels of `before_after`."""
     maps = check_maps(free, edited)
     rows = changes(maps.tokenizer, edit, target)
     if words is not None:
@@ -97,6 +98,7 @@ def mask_strip(edited: Result, edit: Edit, caption: str, target: int = 1, steps:
 
 
 def mask_grid(edited: Result, edit: Edit, target: int, steps: Sequence[int] | None = None) -> Grid:
+    """The panels of `mask_strip`."""
     if edited.masks is None:
         raise PromptError("this result has no masks: generate it with an edit that has a local blend")
     masks, picture = edited.masks[:, target - 1, 0], edited.images[target]  # (steps, h, w)

@@ -90,6 +90,7 @@ def names_room(names: Sequence[str], size: float) -> float:
 
 
 def draw_alignment(figure: Figure, tokenizer: CLIPTokenizer, edit: Edit, target: int, box: Box) -> None:
+    """Which map each target token takes, into a box of a figure."""
     matrix = alignment_matrix(tokenizer, edit, target)
     axes = draw_cells(figure, matrix, [*token_labels(tokenizer, edit.prompts[0]), "its own map"], box)
     size = label_size(len(matrix))
@@ -102,6 +103,7 @@ def draw_alignment(figure: Figure, tokenizer: CLIPTokenizer, edit: Edit, target:
 
 
 def draw_windows(figure: Figure, tokenizer: CLIPTokenizer, edit: Edit, steps: int, target: int, box: Box) -> None:
+    """When the edit acts on each token, into a box of a figure."""
     names, raster = window_raster(tokenizer, edit, steps, target)
     axes = draw_cells(figure, raster, names, box, grid=steps <= 60)
     ticks = some(steps, 6)

@@ -152,6 +152,7 @@ def make(tokenizer: CLIPTokenizer, prompts: list[str], alignment, cross_replace_
 
 
 def check_blend(blend: Blend | None, prompts: list[str]) -> Blend | None:
+    """The blend itself; PromptError unless it is one, and of the same prompts."""
     if blend is not None and not isinstance(blend, Blend):
         raise PromptError(f"blend is {brief(blend)}: make one with LocalBlend(tokenizer, prompts, words)")
     if blend is not None and list(blend.prompts) != list(prompts):

@@ -202,6 +202,7 @@ def fit_null_text(
 
 
 def check_optimiser(guidance: float, inner_steps: int, lr: float) -> None:
+    """PromptError unless null-text has something to fit, and usable numbers to fit it with."""
     if guidance == 1:
         raise PromptError("guidance is 1, where the null text has no say: use method 'ddim', or the guidance you will edit with")
     if not is_whole(inner_steps) or inner_steps < 1:

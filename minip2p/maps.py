@@ -56,9 +56,9 @@ def nearest(sites: Sequence[Site], side: int = 16) -> list[Site]:
 
 
 def layout_sites(sites: Sequence[Site]) -> list[Site]:
-    """The cross-attention sites whose maps a local blend reads: a quarter as wide as the latent, or nearest 16 x 16 if that is more.
+    """The cross-attention sites whose maps a local blend reads: a quarter as wide as the latent, but not below 16 x 16.
 
-    At 512 x 512 that is the authors' 16 x 16; at 768 x 768, 24 x 24.
+    At 512 x 512 that is the authors' 16 x 16; at 768 x 768, 24 x 24. The nearest there is, where none is so.
     """
     return nearest(sites, max(16, round(max(site.latent_pixels for site in sites) ** 0.5 / 4)))
 

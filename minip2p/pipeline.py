@@ -197,6 +197,7 @@ class StableDiffusion:
         return check_size(self.unet.config.sample_size * factor if size is None else size, factor * 2 ** (self.unet.levels - 1))
 
     def check_latents(self, latents: Tensor, prompts: int, size: int | tuple[int, int] | None = None) -> Tensor:
+        """The latents on the device in float32; PromptError unless they are a size the UNet can halve."""
         check_latents(latents, prompts, self.unet.config.in_channels)
         height, width = self.check_size(tuple(side * self.vae.config.factor for side in latents.shape[-2:]))
         if size is not None and self.check_size(size) != (height, width):

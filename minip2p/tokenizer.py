@@ -21,7 +21,8 @@ class CLIPTokenizer:
     """Prompts to ids as Stable Diffusion makes them: start, the prompt's tokens, end, then padding up to `context`."""
 
     def __init__(self, folder: str | Path, context: int = 77):
-        """`folder` holds vocab.json and merges.txt (or both in one tokenizer.json), and may say in a config what pads (SD 1: the end token; SD 2: "!")."""
+        """`folder` holds vocab.json and merges.txt, or both in one tokenizer.json, and may say in a config what pads (SD 1: the
+        end token; SD 2: "!")."""
         folder = Path(folder)
         self.context = context
         vocab, merges = read_vocabulary(folder)
@@ -149,6 +150,7 @@ def read_json(file: Path) -> dict:
 
 
 def read_text(file: Path) -> str:
+    """A text file; CheckpointError if it is not there or is no text."""
     try:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError:

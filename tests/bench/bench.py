@@ -223,8 +223,6 @@ def in_a_process(case: Case, what: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-
-
 def report(case: Case) -> None:
     times = in_a_process(case, "times")
     where = f"{case.dtype}, {case.device}, {case.rounds} rounds{'' if case.decode else ', without decoding'}"

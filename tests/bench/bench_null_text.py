@@ -123,7 +123,9 @@ def main() -> None:
     if name not in SIZES:
         sys.exit(f"there is no size {name!r}: use one of {', '.join(SIZES)}")
     size = SIZES[name]
-    print(f"{name}, latent {size.side} x {size.side}, {size.updates} updates, {DEVICE}, float32 if not said, median of {size.rounds}")
+    print(
+        f"{name}, latent {size.side} x {size.side}, {size.updates} updates, {DEVICE}, float32 if not said, median of {size.rounds}"
+    )
     print(f"{'':22}{'seconds':>10}{'ratio':>8}{'peak MiB':>11}{'above the model':>18}", flush=True)
     first = None
     for way in WAYS:

@@ -138,7 +138,13 @@ def weights(words: dict) -> str:
 def instruments(summary: dict) -> str:
     body = [[f"judge, pictures {name}", ", ".join(f"{SAID[what]} {percent(value, False)}" for what, value in row.items()), "98% each"]
             for name, row in summary["judge"].items()]  # fmt: skip
-    body.append(["VAE, unseen pictures", f"{number(summary['vae'], ' dB', 1)} over {summary['vae'][1]}", f"32 dB: {met(summary['vae'][0], 32)}"])
+    body.append(
+        [
+            "VAE, unseen pictures",
+            f"{number(summary['vae'], ' dB', 1)} over {summary['vae'][1]}",
+            f"32 dB: {met(summary['vae'][0], 32)}",
+        ]
+    )
     seconds = summary["seconds of an edit"]
     body.append(["an edit of two prompts, 50 steps", f"{seconds:.1f} s on {summary['cores']} CPU cores", "5 s on two"])
     return rows(["", "", "aim"], body)
