@@ -186,7 +186,7 @@ save(figure, chosen, "02_words")
 # part of its meaning. Where does the colour come from? Give the model a text encoder that says "blue" in one place and
 # "red" in the other: in the word's own token, or in all tokens behind it, the padding included. (Blue, because the toy's
 # houses are red by themselves: the last two pictures, for scale, have no colour and red in the prompt.)
-BLUE = f"a blue {SCENE.removeprefix('a ')}"
+HOUSE, BLUE, RED = (f"a {colour}house on the grass" for colour in ("", "blue ", "red "))
 blue, red = (int(sd.tokenizer([colour])[0, 1]) for colour in ("blue", "red"))
 
 
@@ -204,17 +204,10 @@ colour = slider(BLUE, "blue", [-2.0, 0.0, 4.0])
 told = run(colour, colour.prompts, steps=FEW)
 mixed = [replace(sd, text_encoder=encoder(own)).generate(BLUE, seed=SEED, steps=FEW, guidance=GUIDANCE) for own in (True, False)]
 pictures = [*told.images[1:3], told.images[0], told.images[3], *(one.images[0] for one in mixed)]
-names = [
-    "blue × -2",
-    "blue × 0",
-    "blue × 1",
-    "blue × 4",
-    "blue, but red in\nall later tokens",
-    "red, but blue in\nall later tokens",
-]
-for said in (SCENE, BLUE.replace("blue", "red")):  # for scale
+names = ["blue × -2", "blue × 0", "blue × 1", "blue × 4", "blue, later\ntokens red", "red, later\ntokens blue"]
+for said, name in ((HOUSE, "for scale:\na house"), (RED, "for scale:\na red house")):
     pictures.append(run(None, [said], steps=FEW).images[0])
-    names.append(f"for scale:\n{said.split(' next')[0]!r}")
+    names.append(name)
 print(f"\n{BLUE!r}, seed {SEED}, {FEW} steps: where is the colour?\n{'':40}{'reddish pixels':>16}{'bluish pixels':>16}")
 for name, picture in zip(names, map(as_array, pictures)):
     below = picture[len(picture) // 3 :]  # the sky is blue anyway

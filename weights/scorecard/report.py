@@ -69,7 +69,7 @@ the target already; style and night are counted as reached or not in every pictu
 {edits(summary["edits"])}
 Swaps in which the other thing, the one not swapped, overlaps by more than {KEPT:g}: {others}.
 What keeps *both* lower is the swapped thing: a bicycle does not fill the box of a tree. A longer self-attention window
-({LONGER:g}) holds more of the old thing's outline. Control costs a little obedience, against no control.
+({LONGER:g}) keeps more of the picture and loses as much in obedience. Control itself costs a little obedience, too.
 
 *n-th map* is the naive idea: for a swap, the swapped word's map alone is the source's; for an addition, token n takes the source's
 n-th map, whatever word that was; for a weight, the word's own map is multiplied and nothing is kept of the source. A picture that
