@@ -66,7 +66,7 @@ def word_maps(rows: Sequence[tuple[str, Image.Image, Maps, int]], caption: str) 
 def overlays(picture: Image.Image, maps: Maps, caption: str, prompt: int = 0, words: Sequence[str] | None = None) -> Figure:
     """The picture, then words' maps laid over it, smooth; `words` None means all words of the prompt in order."""
     cells = word_cells(maps, prompt, words, picture)
-    return sheet(block(Cell("picture", picture), cells, min(COLUMNS, 1 + max(1, len(cells)))), caption)
+    return sheet(block(Cell("picture", picture), check_words(cells, maps, prompt), min(COLUMNS, 1 + len(cells))), caption)
 
 
 def word_steps(
@@ -84,9 +84,7 @@ def word_steps(
         shares = [tokens[step][..., positions].sum(-1) for step in steps]
         heads = [f"step {step + 1}\n" if not grid else "" for step in steps]
         grid.append([whole, *(Cell(f"{head}{share.mean():.1%}", share=share) for head, share in zip(heads, shares))])
-    if not grid:
-        raise PromptError(f"there is no word in the prompt {maps.prompts[prompt]!r}: give words to one that has some")
-    return sheet(grid, caption)
+    return sheet(check_words(grid, maps, prompt), caption)
 
 
 def layer_maps(picture: Image.Image, maps: Maps, word: str, caption: str, prompt: int = 0) -> Figure:
@@ -147,6 +145,13 @@ def chosen(maps: Maps, prompt: int, words: Sequence[str] | None) -> list[tuple[s
     if words is None:
         return maps.tokenizer.words(maps.prompts[prompt])
     return [(word, maps.tokenizer.positions(maps.prompts[prompt], word)) for word in words]
+
+
+def check_words(panels: list, maps: Maps, prompt: int) -> list:
+    """The panels of a prompt's words; PromptError if it has none."""
+    if not panels:
+        raise PromptError(f"there is no word in the prompt {maps.prompts[prompt]!r}: choose one that has some")
+    return panels
 
 
 def site_tokens(maps: Maps, site: Site, prompt: int) -> Tensor:

@@ -74,7 +74,8 @@ def test_other_weights_are_refused(sd1, sd2, made, deep):
         ({"crop": (0, 0, 65, 10)}, "64 wide and 48 high"),
         ({"image": "nowhere.png"}, "nowhere.png"),
         ({"prompt": "cat " * 90}, "90 tokens"),
-        ({"prompt": None}, "no prompt"),
+        ({"prompt": None}, "a prompt must be a string"),
+        ({"prompt": [PROMPT, DOG]}, "a prompt must be a string"),
     ],
 )
 def test_what_cannot_be_inverted_is_refused(sd1, options, named):

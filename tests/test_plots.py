@@ -311,6 +311,7 @@ def test_explain_on_the_command_line(folder, tmp_path, capsys):
 
 def test_the_empty_prompt_has_no_words_to_show(sd):
     result = sd.generate("", steps=2, record=True, progress=False)
-    assert len(plots.overlays(result.images[0], result.maps, "caption").axes) >= 1
-    with pytest.raises(PromptError, match="no word in the prompt ''"):
-        plots.word_steps(result.images[0], result.maps, "caption")
+    assert plots.word_maps([("picture", result.images[0], result.maps, 0)], "caption").axes  # start, end and padding have maps
+    for figure in (plots.overlays, plots.word_steps):
+        with pytest.raises(PromptError, match="no word in the prompt ''"):
+            figure(result.images[0], result.maps, "caption")
