@@ -184,8 +184,8 @@ save(figure, chosen, "02_words")
 # %% A word on which the slider does little
 # The text encoder is causal: every later token has read "blue" and carries some of it, so the column of "blue" is only a
 # part of its meaning. Where does the colour come from? Give the model a text encoder that says "blue" in one place and
-# "red" in the other: in the word's own token, or in all tokens behind it, the padding included. (Blue, because the toy's
-# houses are red by themselves: the last two pictures, for scale, have no colour and red in the prompt.)
+# "red" in the other: in the word's own token, or in all tokens behind it, the padding included. The last two pictures are for
+# scale: one has no colour in its prompt, the other red.
 HOUSE, BLUE, RED = (f"a {colour}house on the grass" for colour in ("", "blue ", "red "))
 blue, red = (int(sd.tokenizer([colour])[0, 1]) for colour in ("blue", "red"))
 
