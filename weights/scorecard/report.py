@@ -186,4 +186,4 @@ def finish(axis, title: str, label: str) -> None:
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
     if axis.get_legend_handles_labels()[0]:
-        axis.legend(fontsize=7.5, frameon=False)
+        axis.legend(fontsize=7.5, frameon=True, framealpha=0.85, edgecolor="none", ncols=2 if len(axis.lines) > 5 else 1)
