@@ -5,6 +5,7 @@ import resource
 import sys
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -136,8 +137,11 @@ def explains(sd: StableDiffusion, latents: Tensor, prompts: list[str], levels: i
     return int(torch.stack(errors).argmin())
 
 
+the_judge = cache(judge.load)  # read once, asked often
+
+
 def swapped(picture: Image.Image, old: str, new: str) -> bool:
     """Is one noun in the other's place? A detector trained on the toy's world (weights/toyworld/judge.py) must find the new
     noun and no longer the old one. It knows the toy's ten nouns, in pictures as the toy draws them."""
-    (seen,) = judge.load().look([picture.resize((judge.SIDE, judge.SIDE))])
+    (seen,) = the_judge().look([picture.resize((judge.SIDE, judge.SIDE))])
     return seen.find(new) is not None and seen.find(old) is None

@@ -41,6 +41,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """The exit status of one command: 0, or 2 after one line on stderr that says what was wrong."""
     args = build_parser().parse_args(arguments)
     try:
         args.run(args)
@@ -135,6 +136,7 @@ def make_edit(sd: StableDiffusion, args: argparse.Namespace, prompts: list[str])
 
 
 def read_weight(text: str) -> tuple[str, float]:
+    """WORD=NUMBER as the two it is."""
     word, _, number = text.rpartition("=")
     try:
         return word, float(number)
@@ -165,6 +167,7 @@ def save_pictures(path: Path, pictures: list[Image.Image]) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Every command with its options and help."""
     parser = Parser(prog="python -m minip2p", description=__doc__.split(".")[0], epilog=EXAMPLES,
                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     commands = parser.add_subparsers(title="commands", required=True, parser_class=Parser, metavar="COMMAND")
