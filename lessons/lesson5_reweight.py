@@ -11,11 +11,11 @@ where its meaning is hidden; and weights on top of a swap. Under a minute on two
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 
 import minip2p
 from lessons.common import as_array, darkness, greyness, load, save, settings, spent
 from minip2p import plots
+from weights.scorecard.measures import specks_in_the_sky
 
 chosen = settings("lesson5")
 SEED, STEPS, GUIDANCE = chosen.seed, chosen.steps, 7.5
@@ -153,12 +153,6 @@ def grey_in_the_sky(picture):
     """The share of pixels with next to no colour in the upper third."""
     sky = picture[: len(picture) // 3]
     return (sky.amax(-1) - sky.amin(-1) < 0.2).float().mean()
-
-
-def specks_in_the_sky(picture):
-    """The share of pixels in the upper third that are clearly brighter than the 5 x 5 around them: stars, the moon's edge."""
-    sky = picture[: len(picture) // 3].mean(-1)[None]
-    return (sky - F.avg_pool2d(sky, 5, 1, 2, count_include_pad=False) > 0.2).float().mean()
 
 
 WORDS = {

@@ -12,7 +12,7 @@ import minip2p
 from weights.scorecard import edits, report, run
 from weights.scorecard.bench import Bench
 from weights.scorecard.beside import Beside, only_nth, own_maps, unaligned
-from weights.scorecard.measures import judged, overlap, points, psnr_outside
+from weights.scorecard.measures import amount, judged, overlap, points, psnr_outside
 from weights.scorecard.report import figure, markdown
 from weights.scorecard.run import TRIALS
 from weights.scorecard.summary import by_noun, methods, reweighted, summarise, wrong_pairs
@@ -61,6 +61,20 @@ def test_points():
     shares[0, 9, 10] = 1.0  # inside
     shares[1, 2, 2] = 3.0  # outside, and the strongest of the mean
     assert points(shares, mask) == {"mean": False, "levels": [True, False], "chance": 16 / 256}
+
+
+def test_specks_are_bright_points_in_the_upper_third():
+    night = np.full((63, 60, 3), 20, np.uint8)
+    night[5, ::10] = night[50, ::10] = 250  # six stars in the sky, and six lights that are not in it
+    night[15:, 30:] = 90  # an edge is not bright enough
+    assert amount("specks", Image.fromarray(night), None, None) == pytest.approx(6 / (21 * 60))
+
+
+def test_nouns_of_like_size():
+    assert edits.likeness("house", "boat") == 1  # both from 28 to 40 pixels high and as wide
+    assert edits.likeness("ball", "castle") == edits.likeness("castle", "ball") == pytest.approx((19.5 / 42) ** 2)
+    drawn = [edits.drawn_anew(number, "house", "boat") for number in range(100)]
+    assert drawn[7] == edits.drawn_anew(7, "house", "boat") and (28 / 40) ** 2 <= min(drawn) < max(drawn) <= 1
 
 
 # ---------------------------------------------------------------- edits beside each other

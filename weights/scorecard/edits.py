@@ -6,7 +6,7 @@ from minip2p import Add, LocalBlend, Reweight, Swap
 from weights.scorecard.bench import Bench
 from weights.scorecard.beside import Beside, only_nth, own_maps, unaligned
 from weights.scorecard.measures import amount, judged, overlap
-from weights.toyworld.judge import Verdict
+from weights.toyworld.judge import Found, Verdict
 from weights.toyworld.scene import COLOURS, PLACES
 from weights.toyworld.things import NOUNS
 
@@ -16,9 +16,9 @@ LONGER = 0.8  # a self-attention window that holds more of the source, tried on 
 CROSS_SWEEP, SELF_SWEEP = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), (0.0, 0.4, 0.8)
 WEIGHTS = (-2.0, -1.0, 0.0, 1.0, 2.0, 4.0)
 WEIGHT_WINDOWS = (1.0, 0.0)  # for re-weighting: all steps, and self-attention free, which would hold the amounts where they are
-LESS = 0.05  # so much less of a word counts as less
+LESS = 0.05  # less by this share of it counts as less of a word
 GRADED = {  # the word that is re-weighted, how a prompt says it, what is measured
-    "night": ("at night", "darkness"), "starry": ("on a starry night", "starry"), "cloudy": (", cloudy", "cloudy"),
+    "night": ("at night", "darkness"), "starry": ("on a starry night", "specks"), "cloudy": (", cloudy", "cloudy"),
     "snowy": (", snowy", "snowy"), "flowers": ("with flowers", "with flowers"), "red": ("", "redness"),
 }  # fmt: skip
 
@@ -43,6 +43,23 @@ def swap_row(source: Verdict, seen: Verdict, words: tuple[str, str], other: str,
     return judged(thing, unchanged, seen.find(new) and not seen.find(old), pictures)
 
 
+def standing(noun: str, height: float) -> Found:
+    """A thing of this height, in pixels, with its feet at (0, 0)."""
+    width = height * NOUNS[noun].aspect
+    return Found(noun, 1.0, (-width / 2, -height, width / 2, 0.0), None)
+
+
+def likeness(old: str, new: str) -> float:
+    """The overlap of two nouns drawn in one place in their middle sizes."""
+    return overlap(*(standing(noun, sum(NOUNS[noun].size) / 2) for noun in (old, new)))
+
+
+def drawn_anew(number: int, old: str, new: str) -> float:
+    """The overlap of two nouns drawn in one place, each in a size of its own: what a swap may be expected to keep."""
+    rng = Random(f"drawn {number}")
+    return overlap(*(standing(noun, rng.uniform(*NOUNS[noun].size)) for noun in (old, new)))
+
+
 def both_found(source: Verdict, *nouns: str) -> bool:
     return sorted(thing.noun for thing in source.things) == sorted(nouns)
 
@@ -59,7 +76,8 @@ def swap(bench: Bench, number: int) -> dict:
     source, *seen = bench.judge.look(images)
     rows = {name: swap_row(source, verdict, words, other, (images[0], image))
             for name, verdict, image in zip(methods, seen, images[1:])}  # fmt: skip
-    return {"prompts": prompts, "seed": number, "valid": both_found(source, words[0], other), "rows": rows}
+    return {"prompts": prompts, "seed": number, "valid": both_found(source, words[0], other), "likeness": likeness(*words),
+            "drawn": drawn_anew(number, *words), "rows": rows}  # fmt: skip
 
 
 def tradeoff(bench: Bench, number: int) -> dict:
@@ -136,4 +154,4 @@ def reweight(bench: Bench, number: int) -> dict:
     values = dict(zip(map(str, [1.0, *weights]), amounts))
     rows = {"n-th map": -2, "edit": 1, "local blend": -1}
     return {"prompt": prompt, "seed": 2000 + number, "word": word, "valid": seen[0].find(noun) is not None, "values": values,
-            "rows": {name: {"reached": amounts[0] - amounts[i] > LESS, "overlap": [kept[i]]} for name, i in rows.items()}}  # fmt: skip
+            "rows": {name: {"reached": amounts[i] < (1 - LESS) * amounts[0], "overlap": [kept[i]]} for name, i in rows.items()}}  # fmt: skip

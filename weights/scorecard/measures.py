@@ -45,9 +45,18 @@ def points(shares: Tensor, mask: np.ndarray) -> dict:
     return {"mean": bool(inside[shares.mean(0).argmax()]), "levels": levels, "chance": float(inside.float().mean())}
 
 
+def specks_in_the_sky(picture: Tensor) -> Tensor:
+    """Of (height, width, 3) in [0, 1]: the share of pixels in the upper third that are clearly brighter than the 5 x 5 around
+    them: stars, the moon's edge."""
+    sky = picture[: len(picture) // 3].mean(-1)[None]
+    return (sky - F.avg_pool2d(sky, 5, 1, 2, count_include_pad=False) > 0.2).double().mean()
+
+
 def amount(what: str, image: Image.Image, seen: Verdict, thing: Found | None) -> float:
-    """How much of a graded word a picture shows, from 0 to about 1: darkness and redness from its pixels, else the judge."""
+    """How much of a graded word a picture shows, from 0 to 1: darkness, specks and redness from its pixels, else the judge."""
     pixels = np.asarray(image, float) / 255
+    if what == "specks":
+        return float(specks_in_the_sky(torch.from_numpy(pixels)))
     if what == "darkness":
         return float(1 - pixels.mean())
     if what == "redness":  # in the thing's box in the source: red above the mean of green and blue

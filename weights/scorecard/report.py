@@ -12,6 +12,7 @@ from weights.scorecard.summary import KEPT, MOST, Share
 AIMS = {("noun", 1): 0.97, ("nouns", 2): 0.90, ("colour", 0): 0.90, ("place", 0): 0.97, ("style", 0): 0.97}
 EDIT_AIMS = {
     "swap a noun in a pair": ("both", 0.90),
+    "the same, nouns of like size": ("both", 0.90),
     'add "a child\'s drawing of"': ("reached", 0.97),
     'add "at night"': ("reached", 0.97),
 }
@@ -61,15 +62,14 @@ ten levels: the layout is decided at the noisiest, where the maps point worst.
 ## Does an edit do what it should, and nothing else?
 
 Cross-attention window {CROSS:g}, self-attention {SELF:g}. *Reached*: the judge finds the new noun and no longer the old one; the colour at its
-thing; the style; the night; at least {LESS:.0%} less of a word at weight -2. *Overlap*: intersection over union of a thing's box before and
+thing; the style; the night; {LESS:.0%} less of a word, or still less, at weight -2. *Overlap*: intersection over union of a thing's box before and
 after the edit, 0 if it is not found, averaged over things. *PSNR outside*: between the pictures before and after, outside the
 edited thing's two boxes. *Both*: reached, with every thing's overlap above {KEPT:g}. Counted where the source shows its prompt's things and not
 the target already; style and night are counted as reached or not in every picture.
 
 {edits(summary["edits"])}
 Swaps in which the other thing, the one not swapped, overlaps by more than {KEPT:g}: {others}.
-What keeps *both* lower is the swapped thing: a bicycle does not fill the box of a tree. A longer self-attention window
-({LONGER:g}) keeps more of the picture and loses as much in obedience. Control itself costs a little obedience, too.
+{limit(summary)}
 
 *n-th map* is the naive idea: for a swap, the swapped word's map alone is the source's; for an addition, token n takes the source's
 n-th map, whatever word that was; for a weight, the word's own map is multiplied and nothing is kept of the source. A picture that
@@ -79,8 +79,9 @@ tried with the other methods in the first {RIVALS} trials, with the edit in all.
 
 ## More and less of a word
 
-Mean amount at each weight, over prompts with one thing: darkness (1 - brightness) and redness (red above green and blue, in the
-thing's box) from the pixels, the others as the judge estimates them, 1 for the most that the drawn world has. Cross-attention window
+Mean amount at each weight, over prompts with one thing: darkness (1 - brightness), specks (the share of pixels in the upper third
+that are clearly brighter than those around them: stars) and redness (red above green and blue, in the thing's box) from the pixels,
+the others as the judge estimates them, 1 for the most that the drawn world has. Cross-attention window
 {WEIGHT_WINDOWS[0]:g}, self-attention {WEIGHT_WINDOWS[1]:g}. "red" is a word of another kind: it stands before its noun, and a causal encoder copies what it says into
 all tokens behind it, whose weight stays 1 (lesson 5 shows it). "flowers" is last, and the padding behind it has read
 it too; that this is why it hardly moves is a guess. *Rises all the
@@ -128,9 +129,21 @@ def edits(kinds: dict) -> str:
     return rows(["edit", "method", "reached", "overlap", "PSNR outside", "both"], body)
 
 
+def limit(summary: dict) -> str:
+    """What keeps a swap's *both* low, in numbers."""
+    without, edited = (summary["edits"]["swap a noun in a pair"].get(name, {"both": (None, 0)})["both"][0] for name in ("no control", "edit"))
+    times = f"{edited / without:.1f} times that without control (aim: 3 times); " if edited and without else ""
+    drawn = {which: percent(value) for which, value in summary["drawn anew"].items()}
+    return f"""The edit's *both* is {times}what keeps it low is the swapped thing: a bicycle does not fill the box of a tree. In the drawn
+world itself, when the old and the new thing stand in one place, each in a size of its own, their boxes overlap by more than {KEPT:g} in
+{drawn["any"]} of these swaps, and in {drawn["alike"]} of those of nouns of like size (whose boxes, of middle size, overlap by more than
+{KEPT:g}): an edit that reaches more holds the size of what was there. A longer self-attention window ({LONGER:g}) keeps more of the
+picture and loses as much in obedience. Control itself costs a little obedience, too."""
+
+
 def weights(words: dict) -> str:
     head = ["word", "measured", *(f"{weight:g}" for weight in WEIGHTS), "rises all the way", "more at 4 than at -2"]
-    body = [[word, GRADED[word][1], *(number((mean, 1)) for mean in value["means"]), "yes" if value["rises"] else "no",
+    body = [[word, GRADED[word][1], *(number((mean, 1), digits=3) for mean in value["means"]), "yes" if value["rises"] else "no",
              percent(value["more at the end"])] for word, value in words.items()]  # fmt: skip
     return rows(head, body)
 
@@ -165,8 +178,9 @@ def figure(summary: dict) -> Figure:
         finish(axis, f"{title}\n({swaps})", "share of the steps with the source's word maps")
     for word, value in summary["reweight"].items():
         means = [float("nan") if mean is None else mean for mean in value["means"]]
+        means = [mean / (means[WEIGHTS.index(1.0)] or float("nan")) for mean in means]
         weighted.plot(WEIGHTS, means, marker="o", markersize=3, linestyle="-" if value["rises"] else ":", label=word)
-    finish(weighted, "Re-weighting: how much of the word is there\n(dotted where it does not rise all the way)", "weight")
+    finish(weighted, "Re-weighting: how much of the word is there, beside\nweight 1 (dotted where it does not rise all the way)", "weight")
     for side, value in summary["pointing"].items():
         levels = len(value["levels"])
         t = [1 + round(1000 / levels) * (levels - 1 - i) for i in range(levels)]

@@ -18,6 +18,8 @@ def share(values: Iterable) -> Share:
 def summarise(results: dict[str, list]) -> dict:
     obeyed, with_less = ([row for part in results[trial] for row in part] for trial in ("obeyed", "obeyed with less"))
     drawn = [row for part in results["pointing"] for row in part]
+    swaps = {"any": [trial for trial in results["swap"] if trial["valid"]]}
+    swaps["alike"] = [trial for trial in swaps["any"] if trial["likeness"] > KEPT]
     return {
         "obeyed": obeyed_by_things(obeyed),
         "obeyed with less": obeyed_by_things(with_less),
@@ -28,13 +30,15 @@ def summarise(results: dict[str, list]) -> dict:
         "pointing": pointing([point for row in drawn for point in row["points"]]),
         "vae": share(row["psnr"] for row in drawn),
         "edits": {
-            "swap a noun in a pair": methods([trial["rows"] for trial in results["swap"] if trial["valid"]]),
+            "swap a noun in a pair": methods([trial["rows"] for trial in swaps["any"]]),
+            "the same, nouns of like size": methods([trial["rows"] for trial in swaps["alike"]]),
             "add a colour": added(results["add"], "colour"),
             "add \"a child's drawing of\"": added(results["add"], "style"),
             "add \"at night\"": added(results["add"], "night"),
             "weight -2 on a word": methods([t["rows"] for t in results["reweight"] if t["valid"] and t["word"] != "red"]),
         },
-        "other thing kept": others_kept([trial["rows"] for trial in results["swap"] if trial["valid"]]),
+        "other thing kept": others_kept([trial["rows"] for trial in swaps["any"]]),
+        "drawn anew": {which: share(trial["drawn"] > KEPT for trial in trials) for which, trials in swaps.items()},
         "tradeoff": tradeoff([trial["rows"] for trial in results["tradeoff"] if trial["valid"]]),
         "reweight": {word: reweighted([trial for trial in results["reweight"] if trial["word"] == word and trial["valid"]])
                      for word in GRADED},

@@ -14,7 +14,7 @@ SAVE_EVERY = 120  # seconds
 class Run:
     """AdamW, a short warm-up, a linear cool-down at the end, averaged weights, and a state file that is written whole."""
 
-    def __init__(self, path: Path, model: nn.Module, lr: float, steps: int, average: float = 0.999, cooldown: float = 0.35):
+    def __init__(self, path: Path, model: nn.Module, lr: float, steps: int, average: float = 0.999, cooldown: float = 0.7):
         self.path, self.model, self.lr, self.steps = path, model, lr, steps
         self.average, self.cooldown = average, cooldown
         self.parameters = [p for p in model.parameters() if p.requires_grad]

@@ -36,7 +36,7 @@ def unet(*channels: int) -> UNetConfig:
 
 
 SIZES = {
-    "small": Size(VAEConfig((24, 48, 64), 1, norm_num_groups=8), unet(64, 128, 128), 5_000, 5_000, 21_000, 16, 7e-4),
+    "small": Size(VAEConfig((24, 48, 64), 1, norm_num_groups=8), unet(64, 128, 128), 5_000, 5_000, 18_000, 32, 7e-4),
     "large": Size(VAEConfig((32, 64, 96), 1, norm_num_groups=8), unet(96, 160, 160), 20_000, 10_000, 40_000, 128, 7e-4),
 }
 
