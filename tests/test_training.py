@@ -1,12 +1,16 @@
 """`make toy` in small: every stage runs, goes on where it was stopped, and ends in a checkpoint that loads and draws."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from minip2p import StableDiffusion
+from minip2p.errors import PromptError
+from weights.toyworld import train as train_module
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,3 +41,25 @@ def test_a_run_may_start_from_a_checkpoint(tmp_path):
     assert after.tokenizer("a bicycle").tolist() == before.tokenizer("a bicycle").tolist()
     same = [torch.equal(a, b) for a, b in zip(after.vae.encoder.parameters(), before.vae.encoder.parameters())]
     assert all(same)
+
+
+@pytest.mark.parametrize("more, said", [
+    (["--start", "weights/toy", "--size", "large"], "weights: weights/toy is a model of another size"),
+    (["--start", "nowhere"], "weights: nowhere"),
+    (["--pictures", "3"], "weights: --pictures 3 is too few"),
+    (["unet"], "latents.npy is not there: run the stage `vae` first"),
+])  # fmt: skip
+def test_mistakes_are_one_line_and_spoil_no_run(tmp_path, more, said):
+    command = [sys.executable, "-m", "weights.toyworld.train", "--run", str(tmp_path / "run"), *more]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert more == ["unet"] or not any((tmp_path / "run").glob("*"))
+
+
+def test_a_run_keeps_the_settings_it_was_begun_with(tmp_path):
+    settings = {"size": "small", "start": None, "pictures": 100}
+    assert not train_module.begun(tmp_path, settings)
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    assert train_module.begun(tmp_path, settings)
+    with pytest.raises(PromptError, match="a run with --start None, not weights/toy: give that, or another --run"):
+        train_module.begun(tmp_path, settings | {"start": "weights/toy"})

@@ -3,20 +3,22 @@
     python -m weights.scorecard             # writes README.md, scorecard.json and scorecard.png into weights/scorecard
     python -m weights.scorecard --quick     # a few trials of each kind, into out/scorecard/quick
 
-Everything runs on the CPU; only the seconds of an edit depend on the machine. Each trial's result is kept in out/scorecard.
+Everything runs on the CPU; but for its rounding, only the seconds of an edit depend on the machine. Each trial's result is kept in out/scorecard.
 """
 
 import argparse
 import json
-import os
 import time
 from pathlib import Path
 
 from minip2p import StableDiffusion, Swap
+from minip2p.errors import PromptError
 from minip2p.files import write_whole
+from weights.command import command
 from weights.scorecard.report import figure, markdown
-from weights.scorecard.run import run
+from weights.scorecard.run import cores, run
 from weights.scorecard.summary import summarise
+from weights.toyworld.sizes import SIDE
 
 ROOT = Path(__file__).resolve().parents[2]
 FULL = {
@@ -33,9 +35,8 @@ QUICK = {"obeyed": 4, "obeyed with less": 2, "pointing": 2, "swap": 4, "add": 2,
 STEPS, QUICK_STEPS = 20, 10
 
 
-def seconds_of_an_edit(weights: str) -> float:
+def seconds_of_an_edit(sd: StableDiffusion) -> float:
     """One edit of two prompts, 50 steps, on all cores; the better of two."""
-    sd = StableDiffusion.load(weights, device="cpu")
     prompts = ["a cat next to a house in the snow", "a dog next to a house in the snow"]
     edit, seconds = Swap(sd.tokenizer, prompts), []
     for _ in range(2):
@@ -50,11 +51,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few trials of each kind, in under a minute")
     parser.add_argument("--weights", default=str(ROOT / "weights" / "toy"))
     args = parser.parse_args()
+    sd = StableDiffusion.load(args.weights, device="cpu")  # refused here, if at all, and not in a worker
+    if sd.unet.config.sample_size * sd.vae.config.factor != SIDE:
+        raise PromptError(f"{args.weights} does not draw pictures of {SIDE} x {SIDE}, which are all that the judge can see")
     kept = ROOT / "out" / "scorecard"
     counts, steps = (QUICK, QUICK_STEPS) if args.quick else (FULL, STEPS)
     results = run(args.weights, counts, steps, kept)
-    summary = summarise(results) | {"steps": steps, "quick": args.quick, "cores": os.cpu_count()}
-    summary["seconds of an edit"] = seconds_of_an_edit(args.weights)
+    summary = summarise(results) | {"steps": steps, "quick": args.quick, "cores": cores()}
+    summary["seconds of an edit"] = seconds_of_an_edit(sd)
     to = kept / "quick" if args.quick else Path(__file__).parent
     to.mkdir(parents=True, exist_ok=True)
     table = markdown(summary, "scorecard.png")
@@ -66,4 +70,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -16,6 +16,7 @@ LONGER = 0.8  # a self-attention window that holds more of the source, tried on 
 CROSS_SWEEP, SELF_SWEEP = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), (0.0, 0.4, 0.8)
 WEIGHTS = (-2.0, -1.0, 0.0, 1.0, 2.0, 4.0)
 WEIGHT_WINDOWS = (1.0, 0.0)  # for re-weighting: all steps, and self-attention free, which would hold the amounts where they are
+SOME = 0.002  # a picture with less of a word does not show it; of specks, three
 LESS = 0.05  # less by this share of it counts as less of a word
 GRADED = {  # the word that is re-weighted, how a prompt says it, what is measured
     "night": ("at night", "darkness"), "starry": ("on a starry night", "specks"), "cloudy": (", cloudy", "cloudy"),
@@ -153,5 +154,6 @@ def reweight(bench: Bench, number: int) -> dict:
     kept = [overlap(seen[0].find(noun), verdict.find(noun)) for verdict in seen]
     values = dict(zip(map(str, [1.0, *weights]), amounts))
     rows = {"n-th map": -2, "edit": 1, "local blend": -1}
-    return {"prompt": prompt, "seed": 2000 + number, "word": word, "valid": seen[0].find(noun) is not None, "values": values,
+    return {"prompt": prompt, "seed": 2000 + number, "word": word,
+            "valid": seen[0].find(noun) is not None and amounts[0] > SOME, "values": values,
             "rows": {name: {"reached": amounts[i] < (1 - LESS) * amounts[0], "overlap": [kept[i]]} for name, i in rows.items()}}  # fmt: skip

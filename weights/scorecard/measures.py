@@ -31,9 +31,9 @@ def psnr_outside(a: Image.Image, b: Image.Image, things: Sequence[Found | None])
 
 
 def judged(thing: Found | None, other: Found | None, reached: bool, pictures=None) -> dict:
-    """One row of a trial. `thing` and `other` are pairs (in the source, in the target)."""
+    """One row of a trial. `thing` and `other` are pairs (in the source, in the target). PSNR only where both boxes are known."""
     row = {"reached": bool(reached), "overlap": [overlap(*pair) for pair in (thing, other)]}
-    return row | ({"psnr": psnr_outside(*pictures, thing)} if pictures else {})
+    return row | ({"psnr": psnr_outside(*pictures, thing)} if pictures and all(thing) else {})
 
 
 def points(shares: Tensor, mask: np.ndarray) -> dict:
@@ -53,7 +53,7 @@ def specks_in_the_sky(picture: Tensor) -> Tensor:
 
 
 def amount(what: str, image: Image.Image, seen: Verdict, thing: Found | None) -> float:
-    """How much of a graded word a picture shows, from 0 to 1: darkness, specks and redness from its pixels, else the judge."""
+    """How much of a graded word a picture shows, from about 0 to 1: darkness, specks and redness from its pixels, else the judge."""
     pixels = np.asarray(image, float) / 255
     if what == "specks":
         return float(specks_in_the_sky(torch.from_numpy(pixels)))

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+import minip2p
 from minip2p import StableDiffusion
 from weights.scorecard.bench import Bench
 from weights.scorecard.edits import add, reweight, swap, tradeoff
@@ -21,7 +22,7 @@ from weights.toyworld import judge, world
 TRIALS = {"obeyed": obeyed, "obeyed with less": obeyed_with_less, "pointing": pointing, "swap": swap, "tradeoff": tradeoff,
           "add": add, "reweight": reweight, "judged": judged_by_truth}  # fmt: skip
 HERE = Path(__file__).parent
-MODULES = ("bench", "prompts", "edits", "beside", "measures")  # what a result depends on
+TRIED = ("bench", "prompts", "edits", "beside", "measures")  # the modules here that a result depends on
 
 
 def start(weights: str, steps: int) -> None:
@@ -43,8 +44,7 @@ def run(weights: str, counts: dict[str, int], steps: int, folder: Path) -> dict[
     done = {(line["trial"], line["number"]): line["result"] for line in lines(file)}
     tasks = [(trial, number) for trial, count in counts.items() for number in range(count)]
     left = [task for task in tasks if task not in done]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = min(cores, len(left))
+    workers = min(cores(), len(left))
     if left:
         with file.open("a") as log, get_context("spawn").Pool(workers, start, (weights, steps)) as pool:
             for line in tqdm(pool.imap_unordered(attempt, left), "trials", len(tasks), initial=len(tasks) - len(left)):
@@ -52,6 +52,10 @@ def run(weights: str, counts: dict[str, int], steps: int, folder: Path) -> dict[
                 log.flush()
                 done[line["trial"], line["number"]] = line["result"]
     return {trial: [done[trial, number] for number in range(count)] for trial, count in counts.items()}
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def lines(file: Path) -> list[dict]:
@@ -64,9 +68,11 @@ def lines(file: Path) -> list[dict]:
 
 
 def fingerprint(weights: str, steps: int) -> str:
-    """Changes with everything that the results depend on here: the weights, the judge, the trials."""
-    ours = [judge.FILE, Path(judge.__file__), Path(world.__file__), *(HERE / f"{name}.py" for name in MODULES)]
-    files = sorted(file for file in Path(weights).rglob("*") if file.is_file())
+    """Changes with everything that the results depend on here: the weights, the judge, the world, the trials, the package."""
+    code = [file for package in (minip2p, world) for file in sorted(Path(package.__file__).parent.glob("*.py"))]
+    ours = [judge.FILE, *code, *(HERE / f"{name}.py" for name in TRIED)]
+    model = Path(weights).expanduser()
+    files = [model] if model.is_file() else sorted(file for file in model.rglob("*") if file.is_file())
     digest = hashlib.sha256(str(steps).encode())
     for file in ours + files:
         digest.update(file.read_bytes())

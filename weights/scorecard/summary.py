@@ -35,9 +35,11 @@ def summarise(results: dict[str, list]) -> dict:
             "add a colour": added(results["add"], "colour"),
             "add \"a child's drawing of\"": added(results["add"], "style"),
             "add \"at night\"": added(results["add"], "night"),
-            "weight -2 on a word": methods([t["rows"] for t in results["reweight"] if t["valid"] and t["word"] != "red"]),
+            "weight -2 on a word": methods([trial["rows"] for trial in results["reweight"] if trial["valid"]]),
         },
-        "other thing kept": others_kept([trial["rows"] for trial in swaps["any"]]),
+        "other thing kept": kept([trial["rows"] for trial in swaps["any"]], 1),
+        "swapped thing kept": {which: kept([trial["rows"] for trial in trials], 0).get("edit", share([]))
+                               for which, trials in swaps.items()},
         "drawn anew": {which: share(trial["drawn"] > KEPT for trial in trials) for which, trials in swaps.items()},
         "tradeoff": tradeoff([trial["rows"] for trial in results["tradeoff"] if trial["valid"]]),
         "reweight": {word: reweighted([trial for trial in results["reweight"] if trial["word"] == word and trial["valid"]])
@@ -111,10 +113,10 @@ def methods(trials: Sequence[dict[str, dict]]) -> dict[str, dict[str, Share]]:
     return table
 
 
-def others_kept(trials: Sequence[dict[str, dict]]) -> dict[str, Share]:
-    """Of swaps, for each method: how often the thing that was not swapped kept its place."""
+def kept(trials: Sequence[dict[str, dict]], which: int) -> dict[str, Share]:
+    """Of swaps, for each method: how often the swapped thing (0) or the other one (1) kept its place."""
     names = trials[0] if trials else {}
-    return {name: share(trial[name]["overlap"][1] > KEPT for trial in trials) for name in names}
+    return {name: share(trial[name]["overlap"][which] > KEPT for trial in trials) for name in names}
 
 
 def added(trials: Sequence[dict], what: str) -> dict[str, dict[str, Share]]:
@@ -130,7 +132,7 @@ def added(trials: Sequence[dict], what: str) -> dict[str, dict[str, Share]]:
 def tradeoff(trials: Sequence[dict[str, dict]]) -> dict:
     table = methods(trials)
     curves = {what: {str(own): [table[f"{cross} {own}"][what][0] for cross in CROSS_SWEEP] for own in SELF_SWEEP}
-              for what in ("reached", "overlap", "both")} if trials else {}  # fmt: skip
+              for what in ("reached", "overlap")} if trials else {}  # fmt: skip
     return {"cross": CROSS_SWEEP, "n": len(trials), "curves": curves}
 
 

@@ -1,6 +1,7 @@
 """What training has reached, as a checkpoint in the folder layout of diffusers: configs, half-precision safetensors, tokenizer."""
 
 import json
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,13 +11,28 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minip2p.ddim import Schedule
+from minip2p.files import umask
 from minip2p.tokenizer import CLIPTokenizer
 from weights.toyworld import vocabulary
 from weights.toyworld.sizes import SIDE, Denoiser, Size
 
 
 def export(run: Path, folder: Path, size: Size) -> None:
-    """Write what has been trained so far (averaged weights) as diffusers would: configs, fp16 safetensors, tokenizer."""
+    """What has been trained so far (averaged weights) as diffusers would write it: configs, fp16 safetensors, tokenizer.
+
+    Written beside the folder and moved there in the end, so that it never holds half of one model and half of another.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as beside:
+        fresh = Path(beside)
+        write(run, fresh, size)
+        for file in [file.relative_to(fresh) for file in fresh.rglob("*") if file.is_file()]:
+            (folder / file).parent.mkdir(exist_ok=True)
+            (fresh / file).chmod(0o666 & ~umask())  # safetensors writes files that only their owner may read
+            (fresh / file).replace(folder / file)
+
+
+def write(run: Path, folder: Path, size: Size) -> None:
     tokenizer = CLIPTokenizer(run / "tokenizer", vocabulary.CONTEXT)
     vocab_size = len(tokenizer.bpe.get_vocab())
     model = Denoiser(size, vocab_size)
@@ -45,7 +61,7 @@ def write_weights(path: Path, state: dict[str, Tensor]) -> None:
 def configs(size: Size, vocab_size: int, scaling_factor: float, tokenizer: CLIPTokenizer) -> dict[str, dict]:
     """Every JSON file of a Stable Diffusion 1 folder, with the toy's numbers."""
     unet, vae, clip = asdict(size.unet), asdict(size.vae), asdict(size.clip(vocab_size))
-    attention, groups = unet.pop("down_attention"), vae["norm_num_groups"]
+    attention = unet.pop("down_attention")
     levels = len(vae["block_out_channels"])
     return {
         "model_index.json": {
@@ -63,7 +79,7 @@ def configs(size: Size, vocab_size: int, scaling_factor: float, tokenizer: CLIPT
             "up_block_types": ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)],
         },
         "vae/config.json": {
-            "_class_name": "AutoencoderKL", **vae, "norm_num_groups": groups, "sample_size": SIDE,
+            "_class_name": "AutoencoderKL", **vae, "sample_size": SIDE,
             "scaling_factor": scaling_factor, "in_channels": 3, "out_channels": 3,
             "down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels,
         },

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from minip2p import StableDiffusion
+from weights.command import command
 from weights.toyworld import world
 from weights.toyworld.scene import COLOURS, EXTRAS, PENCIL, PLACES, STYLES, Scene
 from weights.toyworld.sizes import SIDE
@@ -153,7 +154,8 @@ def compare(seen: Verdict, scene: Scene, words: str) -> dict[str, list[bool]]:
     """Each thing that a caption says of its scene: does the picture show it? An empty list where nothing is said.
 
     nouns: exactly those things, neither more nor fewer. noun: each by itself. colour: of those found that the caption
-    gives one. place, time, style as the caption has them; without "night" it means day. weather: each word, said or not.
+    gives one. place, time, style as the caption has them; without "night" it means day. weather: each word that is said;
+    no weather: each that is not said is not to be seen.
     """
     wanted, seen_nouns = Counter(t.noun for t in scene.things), Counter(t.noun for t in seen.things)
     found = list((wanted & seen_nouns).elements())
@@ -166,7 +168,8 @@ def compare(seen: Verdict, scene: Scene, words: str) -> dict[str, list[bool]]:
         "place": [seen.place == scene.place] if scene.place in words else [],
         "time": [seen.night == (scene.darkness > 0)],
         "style": [seen.style == scene.style],
-        "weather": [(word in seen.weather) == (word in dict(scene.extras)) for word in WEATHER],
+        "weather": [word in seen.weather for word, _ in scene.extras],
+        "no weather": [word not in seen.weather for word in WEATHER if word not in dict(scene.extras)],
     }
 
 
@@ -199,11 +202,11 @@ def main() -> None:
     parser.add_argument("--weights", default=str(FILE.parent.parent / "toy"), help="the model whose VAE is used")
     sd, judge = StableDiffusion.load(parser.parse_args().weights, device="cpu"), load()
     parts = [test(judge, sd, first, 50) for first in range(0, 500, 50)]
-    print(f"{'right on unseen pictures':24}" + "".join(f"{what:>10}" for what in parts[0]["drawn"]))
+    print(f"{'right on unseen pictures':24}" + "".join(f"{what:>12}" for what in parts[0]["drawn"]))
     for name, row in parts[0].items():
         answers = {what: [right for part in parts for right in part[name][what]] for what in row}
-        print(f"{name:24}" + "".join(f"{sum(right) / len(right):>10.1%}" for right in answers.values()))
+        print(f"{name:24}" + "".join(f"{sum(right) / len(right):>12.1%}" for right in answers.values()))
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -8,15 +8,17 @@ import numpy as np
 import torch
 from torch import nn
 
+from minip2p.files import write_whole
+
 SAVE_EVERY = 120  # seconds
+COOLDOWN = 0.7  # the share of the steps over which the learning rate falls to nothing
 
 
 class Run:
-    """AdamW, a short warm-up, a linear cool-down at the end, averaged weights, and a state file that is written whole."""
+    """AdamW, a short warm-up, a linear cool-down, averaged weights, and a state file that is written whole."""
 
-    def __init__(self, path: Path, model: nn.Module, lr: float, steps: int, average: float = 0.999, cooldown: float = 0.7):
-        self.path, self.model, self.lr, self.steps = path, model, lr, steps
-        self.average, self.cooldown = average, cooldown
+    def __init__(self, path: Path, model: nn.Module, lr: float, steps: int, average: float = 0.999):
+        self.path, self.model, self.lr, self.steps, self.average = path, model, lr, steps, average
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
         self.ema = {k: v.clone() for k, v in model.state_dict().items()}
@@ -31,8 +33,7 @@ class Run:
 
     def save(self) -> None:
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "ema": self.ema}
-        torch.save(state | {"step": self.step, "seconds": self.seconds}, self.path.with_suffix(".new"))
-        self.path.with_suffix(".new").replace(self.path)
+        write_whole(self.path, lambda path: torch.save(state | {"step": self.step, "seconds": self.seconds}, path))
 
     @contextmanager
     def averaged(self):
@@ -50,12 +51,12 @@ class Run:
             return validate()
 
     def train(self, loss_of, validate) -> None:
-        """Until `steps`: loss_of(step) gives a loss and is called with a generator seeded by the step."""
+        """Until `steps`. loss_of(generator, rng) gives a loss; torch's generator and numpy's are seeded with the step."""
         saved = begun = time.time()
         total, losses = self.seconds, []
         while self.step < self.steps:
             left = 1 - self.step / self.steps
-            rate = self.lr * min(1, (self.step + 1) / 200) * min(1, left / self.cooldown)
+            rate = self.lr * min(1, (self.step + 1) / 200) * min(1, left / COOLDOWN)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             loss = loss_of(torch.Generator().manual_seed(self.step), np.random.default_rng(self.step))

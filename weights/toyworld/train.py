@@ -1,10 +1,10 @@
 """Train the toy Stable Diffusion from nothing: python -m weights.toyworld.train (or `make toy`).
 
-Stages, each resumed where it was left (the state lies in `--run`, every few minutes a fresh one):
+Stages; those that take hours are resumed where they were left (the state lies in `--run`, every few minutes a fresh one):
     pictures   draw the world into one array, with its captions, and learn the vocabulary
     vae        pictures -> latents -> pictures: L1 + MSE, and a little KL that keeps the latents near a unit Gaussian
     latents    encode every picture once
-    unet       denoise latents, text encoder and UNet together: all noise levels weighted alike, 10 % captions dropped
+    unet       denoise latents, text encoder and UNet together: min-SNR-5 (Hang et al. 2023), the noisiest weighed up, 10 % captions dropped
     decoder    train the VAE's decoder on, the latents staying what they are
     export     write the checkpoint in the folder layout of diffusers, in half precision
 The recipe is the same on CPU and CUDA; a GPU affords `--size large`. `--start weights/toy` begins with a checkpoint's weights
@@ -23,8 +23,11 @@ from torch import Tensor
 
 from minip2p import StableDiffusion
 from minip2p.ddim import Schedule
+from minip2p.errors import PromptError
+from minip2p.files import write_whole
 from minip2p.tokenizer import CLIPTokenizer
 from minip2p.vae import VAE
+from weights.command import command
 from weights.toyworld import vocabulary, world
 from weights.toyworld.export import export
 from weights.toyworld.loop import Run
@@ -36,16 +39,35 @@ def held_out(count: int) -> int:
     return min(1_000, count // 5)
 
 
+def begun(run: Path, settings: dict) -> bool:
+    """Is there a run in this folder? PromptError if it was begun with other settings, which would mix two models."""
+    file = run / "settings.json"
+    if not file.exists():
+        return False
+    for name, value in json.loads(file.read_text()).items():
+        if settings[name] != value:
+            raise PromptError(f"{run} holds a run with --{name} {value}, not {settings[name]}: give that, or another --run")
+    return True
+
+
+def made(file: Path, stage: str) -> Path:
+    """The file, if an earlier stage has made it."""
+    if not file.exists():
+        raise PromptError(f"{file} is not there: run the stage `{stage}` first")
+    return file
+
+
 def adopt(folder: Path, run: Path, size: Size) -> None:
     """A shipped checkpoint as the state of a run in which the VAE is finished and the others are at step 0."""
-    if (run / "vae.pt").exists():
-        return
-    shutil.copytree(folder / "tokenizer", run / "tokenizer", dirs_exist_ok=True)
     sd = StableDiffusion.load(folder, "cpu", "float32")
+    if (sd.unet.config, sd.vae.config.block_out_channels) != (size.unet, size.vae.block_out_channels):
+        raise PromptError(f"{folder} is a model of another size: give another --size, or start from nothing")
+    shutil.copytree(folder / "tokenizer", run / "tokenizer", dirs_exist_ok=True)
     unet, text_encoder, vae = (network.state_dict() for network in (sd.unet, sd.text_encoder, sd.vae))
     both = {f"unet.{k}": v for k, v in unet.items()} | {f"text_encoder.{k}": v for k, v in text_encoder.items()}
     for name, weights, step in (("unet", both, 0), ("decoder", vae, 0), ("vae", vae, size.vae_steps)):
-        torch.save({"ema": weights, "step": step, "seconds": 0.0}, run / f"{name}.pt")
+        state = {"ema": weights, "step": step, "seconds": 0.0}
+        write_whole(run / f"{name}.pt", lambda path: torch.save(state, path))  # noqa: B023, it is called at once
 
 
 # ---------------------------------------------------------------- pictures
@@ -69,9 +91,9 @@ def draw_pictures(run: Path, count: int) -> None:
             if i % 5000 == 0:
                 print(f"pictures {i}/{count}", flush=True)
     pictures.flush()
-    if not (run / "tokenizer").exists():
+    if not (run / "tokenizer" / vocabulary.LAST).exists():
         vocabulary.write(captions, run / "tokenizer")
-    (run / "captions.json").write_text(json.dumps(captions))
+    write_whole(run / "captions.json", lambda path: path.write_text(json.dumps(captions)))
 
 
 def as_images(pictures: np.ndarray, device) -> Tensor:
@@ -90,8 +112,9 @@ def psnr(a: Tensor, b: Tensor) -> float:
 
 
 def train_vae(run: Path, size: Size, steps: int, device) -> VAE:
-    """A picture in, the same picture out, through 16 x 16 x 4 numbers."""
-    pictures = np.load(run / "pictures.npy", mmap_mode="r")
+    """A picture in, the same picture out, through 16 x 16 x 4 numbers. Once pictures are encoded it stays as it is."""
+    pictures = np.load(made(run / "pictures.npy", "pictures"), mmap_mode="r")
+    torch.manual_seed(0)
     vae = VAE(size.vae).to(device, memory_format=torch.channels_last)
     held = as_images(pictures[-min(200, held_out(len(pictures))) :], device)
 
@@ -107,14 +130,16 @@ def train_vae(run: Path, size: Size, steps: int, device) -> VAE:
         return f"psnr {psnr(vae.decode(z), held):.2f} dB, spread of latents {z.std((0, 2, 3)).tolist()}"
 
     training = Run(run / "vae.pt", vae, 1e-3, steps)
-    training.train(loss_of, validate)
+    if not (run / "latents.npy").exists():
+        training.train(loss_of, validate)
     vae.load_state_dict(training.ema)
     return vae
 
 
 def train_decoder(run: Path, size: Size, steps: int, device) -> None:
     """Latents in, their pictures out: the way back alone, once the UNet has learned these latents."""
-    pictures, latents = np.load(run / "pictures.npy", mmap_mode="r"), torch.from_numpy(np.load(run / "latents.npy"))
+    latents = torch.from_numpy(np.load(made(run / "latents.npy", "vae")))
+    pictures = np.load(run / "pictures.npy", mmap_mode="r")
     vae = VAE(size.vae).to(device, memory_format=torch.channels_last)
     vae.load_state_dict(torch.load(run / "vae.pt", map_location="cpu", weights_only=True)["ema"])
     vae.encoder.requires_grad_(False)
@@ -148,7 +173,7 @@ def encode_pictures(run: Path, vae: VAE, device) -> None:
     latents = np.concatenate(
         [vae.encode(as_images(pictures[i : i + 100], device)).half().cpu().numpy() for i in range(0, len(pictures), 100)]
     )
-    np.save(run / "latents.npy", latents)
+    write_whole(run / "latents.npy", lambda path: np.save(path, latents))
 
 
 # ---------------------------------------------------------------- UNet and text encoder
@@ -158,9 +183,9 @@ def train_unet(run: Path, size: Size, steps: int, device, bf16: bool) -> None:
     """Noise prediction; each timestep is drawn as often as min(SNR, 5) / SNR says, which is Hang et al.'s weight.
 
     What is still missing at a timestep goes roughly with sqrt(alphas_cumprod): the noisiest pictures, on which the layout
-    is decided, have by far the smallest errors. Divided by that root, each timestep has about the same say.
+    is decided, have by far the smallest errors. They are divided by that root.
     """
-    latents = torch.from_numpy(np.load(run / "latents.npy"))
+    latents = torch.from_numpy(np.load(made(run / "latents.npy", "vae")))
     scale = 1 / latents.float().std()
     tokenizer = CLIPTokenizer(run / "tokenizer", vocabulary.CONTEXT)
     tokens = tokenizer(json.loads((run / "captions.json").read_text()))
@@ -211,11 +236,16 @@ def main() -> None:
         parser.add_argument(f"--{network}-steps", type=int, help="instead of the size's own")
     args = parser.parse_args()
     size, run = SIZES[args.size], args.run
+    if args.pictures < 10:
+        raise PromptError(f"--pictures {args.pictures} is too few: at least 10, a fifth of them for validation")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_float32_matmul_precision("high")  # TF32 where there is a GPU that has it
     run.mkdir(parents=True, exist_ok=True)
-    if args.start:
-        adopt(args.start, run, size)
+    settings = {"size": args.size, "start": args.start and str(args.start), "pictures": args.pictures}
+    if not begun(run, settings):
+        if args.start:
+            adopt(args.start, run, size)
+        write_whole(run / "settings.json", lambda path: path.write_text(json.dumps(settings)))
     for stage in stages if args.stage == "all" else [args.stage]:
         if stage == "pictures":
             draw_pictures(run, args.pictures)
@@ -226,8 +256,9 @@ def main() -> None:
         if stage == "decoder":
             train_decoder(run, size, args.decoder_steps or size.decoder_steps, device)
         if stage == "export":
+            made(run / "unet.pt", "unet")
             export(run, args.to, size)
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -1,4 +1,6 @@
-"""Trains the judge: python -m weights.toyworld.train_judge [--run FOLDER]   (goes on where it was stopped)
+"""Trains the judge: python -m weights.toyworld.train_judge [--run FOLDER]
+
+It goes on where it was stopped: a run that is finished gives the same judge again; to train another, give another --run.
 
 It learns from drawn pictures only, as they are, a little blurred, and through the toy's VAE.
 """
@@ -14,7 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minip2p import StableDiffusion
+from minip2p.errors import PromptError
 from minip2p.files import write_whole
+from weights.command import command
 from weights.toyworld import world
 from weights.toyworld.judge import FILE, GRID, PARTS, WEATHER, WHOLE, Judge, through_vae
 from weights.toyworld.loop import Run
@@ -27,7 +31,7 @@ TRAINING = 1_000_000  # first seed of its pictures
 
 
 def truth_of(scene: Scene, boxes: Sequence[tuple[int, int, int, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """(2, 7): noun, box, colour (-1 if not to be seen) of each thing, noun -1 if there is none; (12,): of the whole."""
+    """(2, 6): noun, box, colour (-1 if not to be seen) of each thing, noun -1 if there is none; (7,): of the whole."""
     things = np.full((2, 6), -1.0, np.float32)
     for row, thing, box in zip(things, scene.things, boxes):
         colour = -1 if scene.style == PENCIL else list(COLOURS).index(thing.colour)
@@ -100,7 +104,7 @@ def loss_of(judge: Judge, images: Tensor, things: Tensor, whole: Tensor) -> Tens
 
 def train(run: Path, sd: StableDiffusion, count: int, vae_count: int, steps: int) -> Judge:
     """Two of five pictures through the VAE, two of five as drawn, one a little blurred and noisy; half of them mirrored."""
-    pictures, through, things, whole = draw(count, vae_count, sd, run / "pictures.npz")
+    pictures, through, things, whole = draw(count, vae_count, sd, run / f"judged-{count}.npz")
     torch.manual_seed(0)
     judge = Judge().to(memory_format=torch.channels_last)
 
@@ -133,10 +137,12 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=12_000)
     parser.add_argument("--steps", type=int, default=3_600)
     args = parser.parse_args()
+    if args.pictures < 8:
+        raise PromptError(f"--pictures {args.pictures} is too few: at least 8, so that three go through the VAE")
     sd = StableDiffusion.load(args.weights, device="cpu")
     train(args.run, sd, args.pictures, args.pictures * 3 // 8, args.steps)
     print(FILE)
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -12,6 +12,7 @@ from minip2p.tokenizer import END, START, WORDS
 
 CONTEXT = 77
 MERGES = 150  # enough for every other word of the captions to be one token
+LAST = "tokenizer_config.json"  # of the files written
 IN_PIECES = ("bicycle", "castle", "purple", "starry", "river")
 
 
@@ -37,4 +38,4 @@ def write(captions: list[str], folder: Path) -> None:
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}, ensure_ascii=False))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
     config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": CONTEXT, "bos_token": START, "eos_token": END}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"pad_token": END, "unk_token": END}, indent=1))
+    (folder / LAST).write_text(json.dumps(config | {"pad_token": END, "unk_token": END}, indent=1))

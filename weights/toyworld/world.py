@@ -13,6 +13,8 @@ from random import Random
 
 from PIL import Image, ImageDraw, ImageFont
 
+from minip2p.files import writable
+from weights.command import command
 from weights.toyworld.picture import Rendered, render
 from weights.toyworld.scene import CHILD, COLOURS, EXTRAS, PENCIL, PLACES, RELATIONS, STYLES, Box, Scene, Thing
 from weights.toyworld.things import NOUNS
@@ -54,7 +56,7 @@ def _nouns(rng: Random, relation: str | None) -> list[str]:
 
 
 def _thing(rng: Random, noun: str, box: Box, style: str, hidden: tuple[str, ...]) -> Thing:
-    """Colour it: any colour if the caption will name it, else one that the noun likes; never one that would hide it."""
+    """Colour it: any colour if the caption will name it, else mostly one that the noun likes; never one that would hide it."""
     hidden += ("white",) if style == CHILD else ()
     named = style != PENCIL and rng.random() < 0.55
     wanted = COLOURS if named or rng.random() < 0.25 else NOUNS[noun].likes
@@ -197,9 +199,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=48)
     options = parser.parse_args()
-    sheet(range(options.seed, options.seed + options.count)).save(options.out)
-    print(options.out)
+    out = writable(options.out, (".png", ".jpg"))
+    sheet(range(options.seed, options.seed + options.count)).save(out)
+    print(out)
 
 
 if __name__ == "__main__":
-    main()
+    command(main)
