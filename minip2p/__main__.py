@@ -78,7 +78,7 @@ def edit(args: argparse.Namespace) -> None:
     prompts = [args.source, *args.targets]
     change = make_edit(sd, args, prompts)
     inversion = Inversion.load(args.inversion) if args.inversion else None
-    recording = Recording.load(args.recording) if args.recording else None
+    recording = Recording.load(args.recording).to(sd.device) if args.recording else None
     kept = {"inversion": inversion, "recording": recording}
     result = run(sd, args, prompts, edit=change, record=page is not None, **kept)
     if page:

@@ -49,7 +49,7 @@ class Recording(Kept):
         self.fits(sd, prompt=source, steps=steps, guidance=guidance, negative=negative or None)
 
     def to(self, device: torch.device) -> "Recording":
-        """The same recording with its maps on a device."""
+        """The same recording with its maps on a device; one that was loaded is moved at every `generate`, unless once before."""
         return replace(self, maps={site: maps.to(device) for site, maps in self.maps.items()})
 
     def at(self, step: int) -> dict[Site, Tensor]:
@@ -116,9 +116,9 @@ def record(
     if progress:
         print(f"recording {prompt!r}: {size_in_bytes(shapes) / 1e6:,.0f} MB of maps", file=sys.stderr)
     maps = {site: torch.empty(shape, dtype=torch.float16, device=sd.device) for site, shape in shapes.items()}
+    without = sd.without_text(negative, inversion)
     options = {"inversion": inversion, "latents": latents, "negative": negative, "size": size, "progress": progress}
     result = sd.generate(prompt, seed, steps, guidance, Recorder(maps), **options)
-    without = sd.without_text(negative, inversion)
     dtype = str(sd.dtype).removeprefix("torch.")
     return Recording(result.trajectory[:, 0], without.float(), maps, fingerprint(sd), prompt, negative, steps, guidance, dtype)
 

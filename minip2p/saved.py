@@ -43,9 +43,10 @@ class Kept:
                 name = NAMES.get(name, name)
                 raise PromptError(f"the {name} is {value!r} and that of the {kind} is {own!r}: use its own, or {self.verb} again")
         ours = fingerprint(sd)
-        rounding = max(torch.finfo(sd.dtype).eps, torch.finfo(getattr(torch, self.dtype)).eps)
+        dtypes = {sd.dtype, getattr(torch, self.dtype)}
+        rounding = 8 * max(torch.finfo(dtype).eps for dtype in dtypes) if len(dtypes) > 1 else 32 * torch.finfo(torch.float32).eps
         same = ours.shape == self.weights.shape
-        if not same or ((ours[0] - self.weights[0]).abs() > 8 * rounding * ours.abs().sum(0)).any():
+        if not same or ((ours[0] - self.weights[0]).abs() > rounding * ours.abs().sum(0)).any():
             raise PromptError(f"the {kind} was made with other weights than these: load those, or {self.verb} again")
 
     def save(self, path: str | Path) -> None:
@@ -79,7 +80,7 @@ def fingerprint(sd) -> Tensor:
     """(2, numbers): the sum and the norm of every weight tensor and of every number of the schedule, on the CPU.
 
     Not a hash: the same file loaded as float16 and as float32 differs in rounding. That moves a tensor's sum by about the
-    rounding of its norm; `Kept.fits` allows a few times as much, and no more.
+    rounding of its norm; `Kept.fits` allows a few times as much, and no more. In one dtype only the order of summing differs.
     """
     weights = [weight for network in (sd.unet, sd.text_encoder, sd.vae) for weight in network.parameters()]
     sums = [torch.stack([w.sum(dtype=torch.float32), torch.linalg.vector_norm(w, dtype=torch.float32)]) for w in weights]

@@ -129,12 +129,13 @@ class Run:
 
     def __init__(self, recipe: Recipe):
         self.recipe, self.step, self.sum, self.layers = recipe, 0, 0.0, []
+        self.first, self.last = torch.tensor(recipe.windows).unbind(-1)  # each (targets, T), on the device of the run
 
     def cross(self, maps: Tensor) -> Tensor:
         rows = [maps[0]]
         for target, own in enumerate(maps[1:]):
             edited = self.recipe.change[target](maps[0], own) * self.recipe.equalizer[target]
-            now = torch.tensor([first <= self.step < last for first, last in self.recipe.windows[target]])
+            now = (self.first[target] <= self.step) & (self.step < self.last[target])
             rows.append(torch.where(now, edited, own))
         blending = self.recipe.blending
         if blending and maps.shape[2] == blending.size[0] * blending.size[1]:

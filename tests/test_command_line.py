@@ -4,12 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from minip2p import StableDiffusion
-from minip2p.__main__ import main
+from minip2p import Add, LocalBlend, Reweight, StableDiffusion, Swap
+from minip2p.__main__ import build_parser, main
+from minip2p.saved import settle
 
 ROOT = Path(__file__).resolve().parent.parent
 FEW = ["--steps", "3", "--device", "cpu"]
@@ -46,6 +48,39 @@ def test_edit_says_which_edit_it_is(tmp_path, capsys, words, kind):
     targets = sum(not word.startswith("-") and "=" not in word and "," not in word for word in words)
     assert code == 0 and f"edit: {kind}\n" in said.out
     assert Image.open(output).size == (64 * (1 + targets), 64)
+
+
+def test_options_do_what_the_library_does(tmp_path):
+    """Every option with a value of its own: the same picture as the library's, and another if one of them is left out."""
+    prompts = ["a cat next to a house", "a dog next to a house"]
+    options = {"--seed": "3", "--guidance": "4", "--dtype": "bfloat16", "--cross-replace-steps": "0.5",
+               "--self-replace-steps": "0.75", "--reweight": "house=-2", "--blend": "cat,dog"}  # fmt: skip
+    sd = StableDiffusion.load(ROOT / "weights" / "toy", "cpu", "bfloat16")
+    blend = LocalBlend(sd.tokenizer, prompts, ["cat", "dog"])
+    edit = Reweight(sd.tokenizer, prompts, {"house": -2.0}, base=Swap(sd.tokenizer, prompts, 0.5, 0.75, blend))
+    images = sd.generate(prompts, seed=3, steps=4, guidance=4.0, edit=edit, progress=False).images
+
+    def drawn(without: str = "") -> np.ndarray:
+        said = [part for option in options.items() if option[0] != without for part in option]
+        assert main(["edit", *prompts, "-o", str(tmp_path / "edit.png"), "--steps", "4", "--device", "cpu", *said]) == 0
+        return np.asarray(Image.open(tmp_path / "edit.png"), int)
+
+    ours = drawn()
+    assert (ours == np.concatenate([np.asarray(image, int) for image in images], axis=1)).all()
+    for option in options:
+        assert (drawn(without=option) != ours).any(), f"{option} has no effect"
+
+
+def test_what_is_not_said_is_as_the_lessons_say():
+    sd = StableDiffusion.load(ROOT / "weights" / "toy", "cpu")
+    prompts = ["a cat on the grass", "a dog on the grass"]
+    for edit in (Swap(sd.tokenizer, prompts), Add(sd.tokenizer, prompts), Reweight(sd.tokenizer, prompts, {"grass": 2.0})):
+        assert (edit.cross_window == torch.tensor([0.0, 0.8], dtype=torch.float64)).all() and edit.self_window == (0.0, 0.4) and edit.blend is None
+    assert settle(None, None, None) == (50, 7.5)
+    said = build_parser().parse_args(["edit", *prompts, "-o", "edit.png"])
+    assert (said.cross_replace_steps, said.self_replace_steps, said.steps, said.guidance) == (0.8, 0.4, None, None)
+    said = build_parser().parse_args(["generate", "a cat", "-o", "cat.png"])
+    assert (said.steps, said.guidance) == (50, 7.5)
 
 
 def test_attend_draws_a_figure(tmp_path):

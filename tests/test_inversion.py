@@ -274,7 +274,10 @@ def test_half_precision_still_descends(sd1, made, dtype):
     assert inversion.latents.dtype == inversion.null_text.dtype == torch.float32
     assert all(of_step[-1] < of_step[0] for of_step in inversion.losses)
     start = sd1.ours.encode_text("")
-    moves = [(of.null_text[0] - start).flatten() for of in (inversion, full)]
-    assert torch.cosine_similarity(*moves, dim=0) > 0.9, "its gradients are those of float32, none of them lost to zero"
-    assert half.generate([PROMPT, DOG], inversion=full, **QUIET).latents.isfinite().all(), "float32's inversion will do"
-    assert sd1.ours.generate(PROMPT, inversion=inversion, **QUIET).latents.isfinite().all(), "and the other way round"
+    moves = [(of.null_text - start).flatten(1) for of in (inversion, full)]
+    likeness = torch.cosine_similarity(*moves, dim=1)
+    assert likeness[0] > 0.9 and likeness.min() > 0.5, "its gradients are those of float32, none of them lost to zero"
+    ours, theirs = half.generate([PROMPT, DOG], inversion=full, **QUIET), sd1.ours.generate([PROMPT, DOG], inversion=full, **QUIET)
+    assert difference(ours.latents.float(), theirs.latents) < 0.05, "float32's inversion will do"
+    ours = sd1.ours.generate([PROMPT, DOG], inversion=inversion, **QUIET)
+    assert difference(ours.latents, theirs.latents) < 0.05, "and the other way round"

@@ -112,14 +112,13 @@ def test_a_function_is_asked_everywhere_at_every_step_about_the_half_with_text(s
     assert close(result.latents, recorded.latents)
     for site, notes in recorded.maps.by_site.items():
         shown = torch.stack([maps.mean(1) for where, maps in seen if where == site])
-        torch.testing.assert_close(shown, notes.float(), rtol=0, atol=1e-3)
+        assert difference(shown, notes.float()) < 1e-3
 
     with_guidance, seen = seen[: len(sites)], []
-    generate(sd, edit=look, guidance=1, steps=1)  # without guidance there is no other half to mix up
-    by_site = dict(seen)
-    assert list(by_site) == [site for site, _ in with_guidance]
-    if sd.schedule.timesteps(1) == sd.schedule.timesteps(STEPS)[:1]:
-        assert all(torch.allclose(maps, by_site[site], atol=1e-5) for site, maps in with_guidance)
+    generate(sd, edit=look, guidance=1)  # without guidance there is no other half to mix up
+    assert len(seen) == len(sites) * STEPS
+    for (site, ours), (other, theirs) in zip(seen, with_guidance):  # the first step: the same noise
+        assert site == other and difference(ours, theirs) < 1e-4
 
 
 def test_what_a_function_returns_is_what_happens(sd, recorded):

@@ -86,7 +86,7 @@ def test_the_map_of_the_files_is_complete_and_its_line_counts_are_about_right():
     files = {path.name: len(path.read_text().splitlines()) for path in (ROOT / "minip2p").glob("*.py")}
     assert set(said) == set(files) - {"__init__.py"}
     for name, lines in said.items():
-        assert abs(int(lines) - files[name]) <= 25, f"{name}: the README says {lines} lines, there are {files[name]}"
+        assert abs(int(lines) - files[name]) <= max(3, files[name] / 10), f"{name}: the README says {lines} lines, there are {files[name]}"
 
 
 def test_a_file_imports_only_those_above_it():

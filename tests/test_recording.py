@@ -75,7 +75,7 @@ def test_maps_of_all_prompts_come_with_it(sd, recording):
     replayed = sd.generate(prompts, recording=recording, edit=edit, record=True, **QUIET).maps
     assert list(replayed.by_site) == list(together.by_site)
     for site, maps in together.by_site.items():
-        torch.testing.assert_close(replayed.by_site[site], maps, rtol=0, atol=2e-3)
+        assert difference(replayed.by_site[site].float(), maps.float()) < 10 * ROUNDING
     assert difference(replayed.word("cat", 0), together.word("cat", 0)) < ROUNDING
     assert difference(replayed.word("night", 2), together.word("night", 2)) < 10 * ROUNDING
 
@@ -89,17 +89,24 @@ def test_the_run_is_the_recorded_one_s(sd, options):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_photograph_is_recorded_the_same_way(sd1, method):
+def test_a_photograph_is_recorded_the_same_way(sd1, sd, method):
+    """To rounding on a gentle model; on a sharp one, which makes much of rounding, far nearer than what the edit does."""
     y, x = np.mgrid[:64, :64] / 64
     photograph = Image.fromarray((np.stack([x, y, (x + y > 0.8) * 1.0], axis=-1) * 255).astype(np.uint8))
-    inversion = invert(sd1.ours, photograph, CAT, method, steps=STEPS, lr=0.1, **QUIET)
-    recording = sd1.ours.record(CAT, inversion=inversion, **QUIET)
-    edit = Swap(sd1.ours.tokenizer, [CAT, DOG])
-    together = sd1.ours.generate([CAT, DOG], inversion=inversion, edit=edit, **QUIET)
-    replayed = sd1.ours.generate([CAT, DOG], recording=recording, edit=edit, **QUIET)
-    assert difference(replayed.latents, together.latents) < ROUNDING
-    if method == "direct":
-        assert torch.equal(replayed.latents[0], inversion.latents[0])
+    for model in (sd1.ours, sd):
+        inversion = invert(model, photograph, CAT, method, steps=STEPS, lr=0.1, **QUIET)
+        recording = model.record(CAT, inversion=inversion, **QUIET)
+        edit = Swap(model.tokenizer, [CAT, DOG])
+        together = model.generate([CAT, DOG], inversion=inversion, edit=edit, **QUIET)
+        replayed = model.generate([CAT, DOG], recording=recording, edit=edit, **QUIET)
+        unedited = model.generate([CAT, DOG], inversion=inversion, **QUIET)
+        shows = difference(together.latents[1], unedited.latents[1])
+        assert difference(replayed.latents, together.latents) < (ROUNDING if model is sd1.ours else shows / 10)
+        if method == "ddim":  # which keeps nothing of the photograph but its noise
+            plain = model.generate([CAT, DOG], latents=inversion.start, steps=STEPS, edit=edit, **QUIET)
+            assert difference(together.latents, plain.latents) < 1e-4 < shows
+        if method == "direct":
+            assert torch.equal(replayed.latents[0], inversion.latents[0])
 
 
 def test_the_source_does_not_change_with_the_batch(sd, recording):
@@ -130,7 +137,7 @@ def test_a_function_at_the_seam_sees_the_source_first(sd, recording):
     sd.generate([CAT, DOG], recording=recording, edit=show(replayed), **QUIET)
     sd.generate([CAT, DOG], steps=STEPS, edit=show(together), **QUIET)
     assert [site for site, _ in replayed] == [site for site, _ in together]
-    assert all(torch.allclose(ours, theirs, atol=2e-3) for (_, ours), (_, theirs) in zip(replayed, together))
+    assert all(difference(ours, theirs) < ROUNDING for (_, ours), (_, theirs) in zip(replayed, together))
 
 
 def test_maps_that_were_not_recorded_are_not_made_up(sd):
@@ -228,9 +235,10 @@ def test_what_the_recording_says_itself_may_be_said_again(sd, recording):
     assert torch.equal(said.latents, sd.generate([CAT, DOG], recording=recording, **QUIET).latents)
 
 
-def test_another_model_is_refused(sd1):
-    recording = sd1.ours.record(CAT, steps=1, **QUIET)
-    other = StableDiffusion.load(sd1.folder, device="cpu")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_another_model_is_refused(sd1, dtype):
+    own, other = (StableDiffusion.load(sd1.folder, device="cpu", dtype=dtype) for _ in range(2))
+    recording = own.record(CAT, steps=1, **QUIET)
     other.generate([CAT, DOG], recording=recording, **QUIET)
     for network in (other.unet, other.text_encoder, other.vae):
         weight = next(w for w in network.parameters() if w.ndim > 1)
@@ -243,7 +251,7 @@ def test_another_model_is_refused(sd1):
         changed = dataclasses.replace(other, schedule=dataclasses.replace(other.schedule, **change))
         with pytest.raises(PromptError, match="other weights"):
             changed.generate([CAT, DOG], recording=recording, **QUIET)
-    half = StableDiffusion.load(sd1.folder, device="cpu", dtype="bfloat16")
+    half = StableDiffusion.load(sd1.folder, device="cpu", dtype="bfloat16" if dtype == "float32" else "float32")
     assert half.generate([CAT, DOG], recording=recording, **QUIET).latents.isfinite().all(), "rounding is not another model"
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from safetensors.torch import load_file
 
 import minip2p
 
@@ -33,6 +34,8 @@ def test_it_is_small_and_half_precision():
     files = [file for file in TOY.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) < 20e6
     assert not [file for file in files if file.suffix in (".bin", ".ckpt", ".pt")]
+    weights = [tensor for file in files if file.suffix == ".safetensors" for tensor in load_file(file).values()]
+    assert weights and {tensor.dtype for tensor in weights} == {torch.float16}
 
 
 def test_some_words_take_several_tokens(sd):

@@ -6,7 +6,7 @@
 
 The two of a ratio take turns in one process after a run to warm up, and the median over the rounds of their ratio is
 printed. Each peak memory is that of a process of its own. The authors' way is tests/restatement.py: every map of every
-layer, for both halves of guidance, written down in float32. At Stable Diffusion's size a CPU runs five steps, as many as it takes for
+layer, for both halves of guidance, written down in float32. On a GPU float32 means float32 for all, not TF32. At Stable Diffusion's size a CPU runs five steps, as many as it takes for
 the windows of an edit to have their share (0.8 and 0.4), and leaves out the decoding, which would outweigh so few. Nothing
 here is a test.
 """
@@ -31,6 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from minip2p import StableDiffusion, Swap
+from minip2p.recording import map_shapes, size_in_bytes
 from tests import restatement
 from tests.bench import bench_null_text
 from tests.pipelines import write_tokenizer
@@ -162,12 +163,16 @@ def measure_times(case: Case) -> dict:
         rounds.append({name: seconds(run, case.device) for name, run in runs.items()})
     ratios = [statistics.median(each[above] / each[below] for each in rounds) for _, above, below in RATIOS]
     medians = {name: statistics.median(each[name] for each in rounds) for name in runs}
-    return {"ratios": ratios, "seconds": medians} | floor(case)
+    return {"ratios": ratios, "seconds": medians} | floor(case) | recorded(case)
 
 
 def measure_memory(case: Case, name: str) -> dict:
-    """MiB with the models only, and at the peak of one run. Two steps are enough where they are long: every step is like another."""
-    run = CONTESTANTS[name](case if case.decode else replace(case, steps=2))
+    """MiB with the models only, and at the peak of one run. Two steps are enough where they are long: every step is like another.
+
+    A recording, of which a second edit is made, counts as part of the models; its size is a number of its own.
+    """
+    case = case if case.decode else replace(case, steps=2)
+    run = CONTESTANTS[name](case)
     gc.collect()
     if case.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -176,6 +181,12 @@ def measure_memory(case: Case, name: str) -> dict:
     model = bench_null_text.peak()
     run()
     return {"model": model, "peak": bench_null_text.peak()}
+
+
+def recorded(case: Case) -> dict:
+    """MiB of the maps that a recording of so many steps holds."""
+    side = case.pixels // ours(case).vae.config.factor
+    return {"recording": size_in_bytes(map_shapes(ours(case), case.steps, side, side)) / 2**20}
 
 
 def floor(case: Case) -> dict:
@@ -223,7 +234,9 @@ def write_sd1(folder: Path) -> None:
 
 def in_a_process(case: Case, what: str) -> dict:
     command = [sys.executable, "-m", "tests.bench.bench", "--measure", what, "--case", json.dumps(vars(case))]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{what} of {case} failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -241,7 +254,8 @@ def report(case: Case) -> None:
         above = memory["peak"] - memory["model"]
         print(f"  {label:45}{times['seconds'][name]:8.2f}{memory['peak']:10.0f}{above:18.0f}", flush=True)
     floor_label = f"floor: {times['flops'] / 1e12:.3g} Tflop at {times['rate'] / 1e12:.3g} Tflop/s"
-    print(f"  {floor_label:45}{best:8.2f}", flush=True)
+    print(f"  {floor_label:45}{best:8.2f}")
+    print(f"  {f'a recording of {case.steps} steps':45}{'':8}{times['recording']:10.0f}", flush=True)
 
 
 def cases(size: str, device: str, folder: str) -> list[Case]:
@@ -261,6 +275,7 @@ def main() -> None:
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
+        torch.backends.cudnn.allow_tf32 = False
         case = Case(**json.loads(args.case))
         print(json.dumps(measure_times(case) if args.measure == "times" else measure_memory(case, args.measure)))
         return
@@ -271,7 +286,7 @@ def main() -> None:
             for case in cases(size, args.device, str(TOY) if size == "toy" else scratch):
                 report(case)
         print("\na null-text step; ratio: time / the published way's", flush=True)
-        subprocess.run([sys.executable, "-m", "tests.bench.bench_null_text", size], check=True)
+        subprocess.run([sys.executable, "-m", "tests.bench.bench_null_text", size, args.device], check=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python -m tests.bench.bench_null_text            # the toy's size: about a minute
     python -m tests.bench.bench_null_text sd1        # Stable Diffusion 1.5's size, random weights: minutes, 12 GiB of memory
+    python -m tests.bench.bench_null_text sd1 cuda   # the same on a GPU, with latents of 64 x 64
 
 A step is what happens between two latents: the noise with text once, then updates of the embedding, then the step itself.
 The published way runs through the same UNet, but writes every attention map down in float32, lets the gradient of every
@@ -28,10 +29,8 @@ from minip2p.ddim import Schedule, ddim_step
 from minip2p.inversion import fit_null_text
 from minip2p.unet import UNet, UNetConfig
 
-WAYS = ("published", "ours", "ours, checkpointing", "ours, bfloat16")
+WAYS = ("published", "ours", "ours, checkpointing", "ours, bfloat16", "ours, float16")
 GUIDANCE, LR = 7.5, 0.01
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-CLOCK = time.perf_counter if DEVICE == "cuda" else time.process_time  # processor time: other programs beside it do not count
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,10 @@ TOY = UNetConfig(
     sample_size=16, block_out_channels=(64, 128, 128), down_attention=(True, True, False), layers_per_block=1,
     cross_attention_dim=128, heads=(2, 2, 2),
 )  # fmt: skip
-SIZES = {"toy": Size(TOY, 16, 10, 5), "sd1": Size(UNetConfig(), 32, 2, 1)}
+SIZES = {
+    "cpu": {"toy": Size(TOY, 16, 10, 5), "sd1": Size(UNetConfig(), 32, 2, 1)},
+    "cuda": {"toy": Size(TOY, 16, 10, 5), "sd1": Size(UNetConfig(), 64, 10, 5)},
+}
 
 
 def published(sd, pivot, text, guidance, updates, lr) -> None:
@@ -72,20 +74,21 @@ def published(sd, pivot, text, guidance, updates, lr) -> None:
         ddim_step(z, without + guidance * (with_text - without), a_from, a_to)
 
 
-def measure(name: str, way: str) -> dict[str, float]:
+def measure(name: str, device: str, way: str) -> dict[str, float]:
     """One row, in this process: the median seconds of a step, the memory with only the model, and the peak, in MiB."""
-    size = SIZES[name]
+    size = SIZES[device][name]
     torch.manual_seed(0)
-    dtype = torch.bfloat16 if "bfloat16" in way else torch.float32
-    with torch.device(DEVICE):
+    torch.backends.cudnn.allow_tf32 = False
+    dtype = getattr(torch, way.removeprefix("ours, ")) if way.endswith("float16") else torch.float32
+    with torch.device(device):
         torch.set_default_dtype(dtype)  # so that the weights are never there in two precisions
         unet = UNet(size.unet).eval().requires_grad_(way == "published")
         torch.set_default_dtype(torch.float32)
     D = size.unet.cross_attention_dim
-    empty, text = torch.randn(2, 1, 77, D, device=DEVICE).to(dtype)
+    empty, text = torch.randn(2, 1, 77, D, device=device).to(dtype)
     sd = SimpleNamespace(unet=unet, schedule=Schedule(), dtype=dtype, encode_text=lambda prompt: empty)
     sd.guided_noise = MethodType(StableDiffusion.guided_noise, sd)
-    pivot = torch.randn(2, 4, size.side, size.side, device=DEVICE)
+    pivot = torch.randn(2, 4, size.side, size.side, device=device)
 
     def step():
         if way == "published":
@@ -95,41 +98,46 @@ def measure(name: str, way: str) -> dict[str, float]:
 
     gc.collect()
     model = peak()
-    with torch.no_grad():
-        unet(pivot[:1].to(dtype), 500, text)  # the warm-up
+    if device == "cuda":
+        step()  # the warm-up: a GPU's first step loads and chooses its kernels
+        torch.cuda.synchronize()
+    else:
+        with torch.no_grad():
+            unet(pivot[:1].to(dtype), 500, text)
+    clock = time.perf_counter if device == "cuda" else time.process_time  # processor time: other programs do not count
     seconds = []
     for _ in range(size.rounds):
-        start = CLOCK()
+        start = clock()
         step()
-        if DEVICE == "cuda":
+        if device == "cuda":
             torch.cuda.synchronize()
-        seconds.append(CLOCK() - start)
+        seconds.append(clock() - start)
     return {"seconds": statistics.median(seconds), "model": model, "peak": peak()}
 
 
 def peak() -> float:
-    """The most memory used so far, in MiB."""
-    if DEVICE == "cuda":
+    """The most memory used so far, in MiB: of the GPU, if this process has used one."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**20
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def main() -> None:
-    if len(sys.argv) == 3:
+    if len(sys.argv) == 4:
         print(json.dumps(measure(*sys.argv[1:])))
         return
-    name = sys.argv[1] if len(sys.argv) == 2 else "toy"
-    if name not in SIZES:
-        sys.exit(f"there is no size {name!r}: use one of {', '.join(SIZES)}")
-    size = SIZES[name]
+    name, device = (*sys.argv[1:], *["toy", "cuda" if torch.cuda.is_available() else "cpu"][len(sys.argv) - 1 :])
+    if device not in SIZES or name not in SIZES[device]:
+        sys.exit(f"there is no {name!r} on {device!r}: give toy or sd1, then cpu or cuda")
+    size = SIZES[device][name]
     print(
-        f"{name}, latent {size.side} x {size.side}, {size.updates} updates, {DEVICE}, float32 if not said, median of {size.rounds}"
+        f"{name}, latent {size.side} x {size.side}, {size.updates} updates, {device}, float32 if not said, median of {size.rounds}"
     )
     print(f"{'':22}{'seconds':>10}{'ratio':>8}{'peak MiB':>11}{'above the model':>18}", flush=True)
     first = None
-    for way in WAYS:
-        command = [sys.executable, "-m", "tests.bench.bench_null_text", name, way]
+    for way in WAYS if device == "cuda" else WAYS[:-1]:  # CPUs compute float16 slowly
+        command = [sys.executable, "-m", "tests.bench.bench_null_text", name, device, way]
         row = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
         first = first or row["seconds"]
         above = row["peak"] - row["model"]
