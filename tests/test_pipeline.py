@@ -166,14 +166,6 @@ def test_a_negative_prompt_takes_the_place_of_the_empty_one(sd):
     assert not close(result.latents, by_hand(sd, PROMPTS[0], 7.5))
 
 
-def test_output_that_is_not_finite_is_an_error(sd, monkeypatch):
-    forward = sd.unet.forward
-    monkeypatch.setattr(sd.unet, "forward", lambda *inputs, **named: forward(*inputs, **named) * torch.nan)
-    with pytest.raises(FloatingPointError, match="output of the UNet is not finite in torch.float32") as error:
-        generate(sd, steps=1)
-    assert "\n" not in str(error.value)
-
-
 # ---------------------------------------------------------------- noise
 
 
@@ -188,6 +180,7 @@ def test_a_seed_is_a_picture(sd, recorded):
     torch.manual_seed(5)
     again, other = generate(sd, record=True), generate(sd, seed=1)
     assert torch.equal(again.latents, recorded.latents) and not close(other.latents, recorded.latents)
+    assert [a.tobytes() for a in again.images] == [b.tobytes() for b in recorded.images]
 
 
 def test_latents_to_start_from(sd, recorded):

@@ -129,7 +129,7 @@ def test_the_loop_never_waits_for_the_device(sd1, monkeypatch, device):
         torch.cuda.set_sync_debug_mode("default") if device == "cuda" else None
 
 
-@pytest.mark.parametrize("device", ["tpu9", "xpu", "meta", "cuda:99", 3.5, True, ["cpu"], ""])
+@pytest.mark.parametrize("device", ["tpu9", "xpu", "meta", "gpu", "cpu0", "cuda:x", "cuda:99", 3.5, True, ["cpu"], ""])
 def test_a_device_that_is_not_there_is_refused(device):
     with pytest.raises(PromptError, match="device") as error:
         pick_device(device)
