@@ -51,6 +51,8 @@ def run(weights: str, counts: dict[str, int], steps: int, folder: Path) -> dict[
                 log.write(json.dumps(line) + "\n")
                 log.flush()
                 done[line["trial"], line["number"]] = line["result"]
+            pool.close()  # the workers end by themselves, and clean up
+            pool.join()
     return {trial: [done[trial, number] for number in range(count)] for trial, count in counts.items()}
 
 
