@@ -57,9 +57,8 @@ def denoise(z, text, no_text, steps, draws=()):
     for i, t in enumerate(sd.schedule.timesteps(steps)):
         a_from, a_to = alphas[i], alphas[i + 1]
         without, with_text = predict_noise(z, t, a_from, text, no_text)
-        noise = without + GUIDANCE * (
-            with_text - without
-        )  # the prompt's pull, times GUIDANCE (Ho & Salimans 2022: their w is 1 less)
+        # The prompt's pull, times GUIDANCE (Ho & Salimans 2022, whose w is 1 less).
+        noise = without + GUIDANCE * (with_text - without)
         clean = (z - (1 - a_from) ** 0.5 * noise) / a_from**0.5  # Song et al. 2020, eq. 9; also predict_clean(z, noise, a_from)
         path.append((z, predict_clean(z, with_text, a_from), clean))
         sigma = ((1 - a_to) / (1 - a_from) * (1 - a_from / a_to)) ** 0.5 if draws else 0.0  # eq. 16 with eta = 1: as DDPM

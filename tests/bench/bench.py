@@ -6,9 +6,9 @@
 
 The two of a ratio take turns in one process after a run to warm up, and the median over the rounds of their ratio is
 printed. Each peak memory is that of a process of its own. The authors' way is tests/restatement.py: every map of every
-layer, for both halves of guidance, written down in float32. On a GPU float32 means float32 for all, not TF32. At Stable Diffusion's size a CPU runs five steps, as many as it takes for
-the windows of an edit to have their share (0.8 and 0.4), and leaves out the decoding, which would outweigh so few. Nothing
-here is a test.
+layer, for both halves of guidance, written down in float32. On a GPU float32 means float32 for all, not TF32. At Stable
+Diffusion's size a CPU runs five steps, as many as it takes for the windows of an edit to have their share (0.8 and 0.4), and
+leaves out the decoding, which would outweigh so few. Nothing here is a test.
 """
 
 import argparse

@@ -51,6 +51,15 @@ SIZES = {
 }
 
 
+def random_unet(config: UNetConfig, dtype: torch.dtype, device: str) -> UNet:
+    """Made in this dtype, so that its weights are never there in two precisions."""
+    torch.set_default_dtype(dtype)
+    with torch.device(device):
+        unet = UNet(config).eval().requires_grad_(False)
+    torch.set_default_dtype(torch.float32)
+    return unet
+
+
 def published(sd, pivot, text, guidance, updates, lr) -> None:
     """The authors' step, from their release: autograd reaches every weight, since nothing was told not to."""
 
@@ -80,10 +89,7 @@ def measure(name: str, device: str, way: str) -> dict[str, float]:
     torch.manual_seed(0)
     torch.backends.cudnn.allow_tf32 = False
     dtype = getattr(torch, way.removeprefix("ours, ")) if way.endswith("float16") else torch.float32
-    with torch.device(device):
-        torch.set_default_dtype(dtype)  # so that the weights are never there in two precisions
-        unet = UNet(size.unet).eval().requires_grad_(way == "published")
-        torch.set_default_dtype(torch.float32)
+    unet = random_unet(size.unet, dtype, device).requires_grad_(way == "published")
     D = size.unet.cross_attention_dim
     empty, text = torch.randn(2, 1, 77, D, device=device).to(dtype)
     sd = SimpleNamespace(unet=unet, schedule=Schedule(), dtype=dtype, encode_text=lambda prompt: empty)

@@ -16,8 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minip2p import StableDiffusion, Swap
 from minip2p.maps import Seam
-from minip2p.unet import UNet, UNetConfig
+from minip2p.unet import UNetConfig
 from tests.bench.bench import PROMPTS, TOY, matmul_rate, seconds
+from tests.bench.bench_null_text import random_unet
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 KINDS = {  # parts of the names of torch's operations, the first that fits
@@ -37,18 +38,10 @@ def kind_of(name: str) -> str:
     return next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), "other")
 
 
-def network(dtype: torch.dtype, device: str) -> UNet:
-    torch.set_default_dtype(dtype)  # so that the weights are never there in two precisions
-    with torch.device(device):
-        unet = UNet(UNetConfig()).eval().requires_grad_(False)
-    torch.set_default_dtype(torch.float32)
-    return unet
-
-
 def flops() -> dict[str, float]:
     """Two for each multiplication of a step, by kind."""
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        network(torch.float32, "meta")(*(torch.empty(shape, device="meta") for shape in ((4, 4, 64, 64), (), (4, 77, 768))))
+        random_unet(UNetConfig(), torch.float32, "meta")(*(torch.empty(shape, device="meta") for shape in ((4, 4, 64, 64), (), (4, 77, 768))))
     counted: dict[str, float] = {}
     for operation, count in counter.get_flop_counts()["Global"].items():
         kind = MULTIPLY[str(operation).removeprefix("aten.")]
@@ -59,7 +52,7 @@ def flops() -> dict[str, float]:
 @torch.no_grad()
 def times(dtype: torch.dtype) -> dict[str, float]:
     """Seconds of one step, by kind of work, and by the clock without the profiler."""
-    unet = network(dtype, DEVICE)
+    unet = random_unet(UNetConfig(), dtype, DEVICE)
     edit = Swap(StableDiffusion.load(TOY, "cpu").tokenizer, PROMPTS).to(DEVICE)
     seam = Seam(edit.at(0, 50), [], 2)
     z, text = (torch.randn(shape, device=DEVICE, dtype=dtype) for shape in ((4, 4, 64, 64), (4, 77, 768)))

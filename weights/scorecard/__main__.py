@@ -3,7 +3,8 @@
     python -m weights.scorecard             # writes README.md, scorecard.json and scorecard.png into weights/scorecard
     python -m weights.scorecard --quick     # a few trials of each kind, into out/scorecard/quick
 
-Everything runs on the CPU; but for its rounding, only the seconds of an edit depend on the machine. Each trial's result is kept in out/scorecard.
+Everything runs on the CPU; but for its rounding, only the seconds of an edit depend on the machine. Each trial's result is kept
+in out/scorecard.
 """
 
 import argparse
