@@ -38,7 +38,7 @@ class Settings:
 def settings(lesson: str, steps: int = 50) -> Settings:
     """WEIGHTS, DEVICE, SEED, STEPS, SEEDS from the environment; a value that cannot be used ends the lesson in one line.
 
-    steps: where STEPS is not given. With fewer than 5 the first step begins halfway to the picture, and windows are empty.
+    steps: where STEPS is not given. Fewer than 5 are refused: too coarse for the windows of the edits.
     """
 
     def number(name: str, default: int, least: int, most: int = 10**9) -> int:
@@ -140,8 +140,13 @@ def explains(sd: StableDiffusion, latents: Tensor, prompts: list[str], levels: i
 the_judge = cache(judge.load)  # read once, asked often
 
 
+def shows(picture: Image.Image, noun: str) -> bool:
+    """Does the judge find this noun in the picture? See `swapped`."""
+    (seen,) = the_judge().look([picture.resize((judge.SIDE, judge.SIDE))])
+    return seen.find(noun) is not None
+
+
 def swapped(picture: Image.Image, old: str, new: str) -> bool:
     """Is one noun in the other's place? A detector trained on the toy's world (weights/toyworld/judge.py) must find the new
     noun and no longer the old one. It knows the toy's ten nouns, in pictures as the toy draws them."""
-    (seen,) = the_judge().look([picture.resize((judge.SIDE, judge.SIDE))])
-    return seen.find(new) is not None and seen.find(old) is None
+    return shows(picture, new) and not shows(picture, old)

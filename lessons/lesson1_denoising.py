@@ -35,16 +35,20 @@ no_text = sd.text_encoder(sd.tokenizer("").to(sd.device)).detach()
 print("tokens:", tokens[0, :12].tolist(), "...", "->", "text embedding", tuple(text.shape))
 
 # %% The schedule, and one step of it
-# A noisy latent is z = sqrt(a) z_0 + sqrt(1 - a) e: a part of the clean latent z_0 and a part of Gaussian noise e, where
-# a, the share of the picture in the variance, grows from step to step. The network looks at z and predicts e. Solving this
-# equation for z_0 gives what it believes the clean latent to be. A step mixes that belief again with noise, a little less of it.
+# Stable Diffusion does not work on pixels but on a latent: a picture of a fraction of the size, with four channels, which the
+# VAE's decoder turns into pixels at the end. It was trained on a thousand noise levels t; a run of 50 steps visits every
+# twentieth. A noisy latent is z = sqrt(a) z_0 + sqrt(1 - a) e: a part of the clean latent z_0 and a part of Gaussian noise e,
+# where a, the share of the picture in the variance, grows from step to step. The network looks at z and predicts e. Solving
+# this equation for z_0 gives what it believes the clean latent to be. A step mixes that belief with the same e again, a
+# little less of it.
 
 
 def predict_noise(z, t, a, text, no_text):
     """The noise in z, predicted without the prompt and with it. Both in one batch, as the library does."""
     both = torch.cat([no_text.expand(len(z), -1, -1), text.expand(len(z), -1, -1)])
     twice = torch.cat([z, z])
-    return sd.schedule.noise(sd.unet(twice.to(sd.dtype), t, both).float(), twice, a).chunk(2)
+    output = sd.unet(twice.to(sd.dtype), t, both).float()
+    return sd.schedule.noise(output, twice, a).chunk(2)  # most models put out e; some a mixture of e and z_0, which this undoes
 
 
 @torch.no_grad()
@@ -57,7 +61,8 @@ def denoise(z, text, no_text, steps, draws=()):
     for i, t in enumerate(sd.schedule.timesteps(steps)):
         a_from, a_to = alphas[i], alphas[i + 1]
         without, with_text = predict_noise(z, t, a_from, text, no_text)
-        # The prompt's pull, times GUIDANCE (Ho & Salimans 2022, whose w is 1 less).
+        # Guidance: the difference that the prompt makes, times GUIDANCE. 0 does not hear the prompt, 1 is the plain
+        # prediction with it, more exaggerates it (Ho & Salimans 2022, whose w is 1 less).
         noise = without + GUIDANCE * (with_text - without)
         clean = (z - (1 - a_from) ** 0.5 * noise) / a_from**0.5  # Song et al. 2020, eq. 9; also predict_clean(z, noise, a_from)
         path.append((z, predict_clean(z, with_text, a_from), clean))
@@ -80,9 +85,10 @@ difference = largest_difference(by_hand, result.latents)
 print(f"by hand and by library: largest relative difference of the latents {difference:.1e}")
 
 # %% What the model believes
-# A network trained to predict the noise learns the mean of what it may be, so its belief is the mean of all clean latents
-# that fit what it sees (second row). In the first steps many fit, and the mean of many pictures is none of them. Guidance
-# leaves the mean behind, in the direction of the prompt (third row), and that is what the steps are built on.
+# A network trained to predict the noise, by its squared error, learns the mean of what it may be, so its belief is the mean
+# of all clean latents that fit what it sees (second row). In the first steps many fit, and the mean of many pictures is none
+# of them. Guidance leaves the mean behind, in the direction of the prompt (third row), and that is what the steps are built
+# on.
 alphas, shown = sd.schedule.alphas(STEPS), some(STEPS, 8)
 frames = [sd.decode_latents(torch.cat([path[i][k] for i in shown])) for k in range(3)]
 figure = plots.sweep(
@@ -153,10 +159,11 @@ print(f"seed {SEED} alone and in a batch of {many}: largest relative difference 
 
 # %% A negative prompt
 # "Without the prompt" is a prompt too, the empty one. Put words in its place, and each step moves away from what they would
-# draw. By hand it is the same function with another embedding. What counts is the difference to the prompt: a negative
-# prompt that is the prompt itself but for "red" leaves only the redness to move away from (and little of the prompt to move
-# towards); the word alone leaves nearly everything, and may even bring more red: the last table counts it. At guidance 1 the
-# half without the prompt cancels, and no negative prompt has a say.
+# draw. By hand it is the same function with another embedding. The guidance line is also with_text + (w - 1)(with_text -
+# without): the prompt itself, and 6.5 times its difference to the negative prompt. If that is the prompt with "red" added,
+# the difference is little but redness. If it is the word alone, the difference is nearly everything that the prompt says, and
+# there may even be more red: the last table counts it. At guidance 1 the half without the prompt cancels, and no negative
+# prompt has a say.
 RED = PROMPT.replace("cat", "red cat").replace("house", "red house")
 negative = {"": guided[GUIDANCE]}
 for words in ("red", RED):
@@ -169,24 +176,15 @@ figure = plots.sweep(
 )
 save(figure, chosen, "05_negative")
 
-
-def short(**settings):
-    """The latents of a run of five steps, enough to see whether a setting has an effect at all."""
-    return sd.generate(PROMPT, seed=SEED, steps=5, **settings).latents
-
-
-away = short(guidance=GUIDANCE, negative=RED)
+away = sd.generate(PROMPT, seed=SEED, steps=5, guidance=GUIDANCE, negative=RED).latents
 by_hand = denoise(start, text, sd.encode_text(RED).detach(), 5)[1]
-print("negative prompts, largest relative differences after five steps:")
-print(f"  by hand and by library                {largest_difference(by_hand, away):.0e}")
-empty = denoise(start, text, sd.encode_text("").detach(), 5)[1]
-print(f"  an empty one against none given       {largest_difference(empty, short()):.0e}")
-print(f"  the red one against none              {largest_difference(away, short(guidance=GUIDANCE)):.0e}")
+print(f"by hand and by library, a negative prompt, five steps: largest relative difference {largest_difference(by_hand, away):.0e}")
 
 # %% Measured, not picked
-# Does the cat explain the picture better to the model than another thing in its place? How far do the latents go? (Their
-# scale was chosen so that those of real pictures have a standard deviation of 1.) How many colour values are at the end of
-# their range? And how different are the pictures of different seeds, pixel by pixel?
+# Does the cat explain the picture better than another thing in its place? That is: noise is added, and the prompt with which
+# the model predicts it best has won (`explains` in common.py). How far do the latents go? (Their scale was chosen so that
+# those of real pictures have a standard deviation of 1.) How many colour values are at the end of their range? And how
+# different are the pictures of different seeds, pixel by pixel?
 RIVALS = [PROMPT.replace("cat", noun) for noun in ("cat", "dog", "car", "ball")]
 
 
@@ -218,6 +216,7 @@ spent()
 # %% Exercises
 # 1. At guidance 0 give another prompt: does any pixel change? And at guidance 7.5, with the prompt as its own negative?
 #    Write down which guidance scale that equals, then subtract the latents.
-# 2. Run with STEPS=25 and STEPS=100 and compare 03_sigma.png. How much of the first column changes with the number of steps?
-#    (With sigma = 0 the start alone gives a curve; the steps follow it, and more of them follow it more closely.)
+# 2. Run `make lesson1 STEPS=25 OUT=out/25` and `make lesson1 STEPS=100 OUT=out/100` and compare lesson1/03_sigma.png in both. How
+#    much of the first column changes? (With sigma = 0 the start alone gives a curve, and more steps follow it more closely. But
+#    print sd.schedule.timesteps(25)[0] and that of 100: they do not begin at the same noise level.)
 # 3. Try guidance -3. What is drawn, and what does the column "a cat explains it best" say about it?

@@ -11,7 +11,7 @@ token's vector, or only the tokens after it, are exchanged. Half a minute on two
 import torch
 import torch.nn.functional as F
 
-from lessons.common import changed, explains, load, save, settings, spent
+from lessons.common import changed, load, save, settings, shows, spent
 from minip2p import plots
 from minip2p.ddim import ddim_step, predict_clean
 from minip2p.maps import nearest
@@ -36,14 +36,16 @@ result = sd.generate([PROMPT] * many, steps=STEPS, guidance=GUIDANCE, latents=st
 picture, maps = result.images[0], result.maps
 
 # %% On the way to the first cross-attention layer
-# The first picture gets the noise of the middle step back, and is taken through the UNet's layers one by one, up to the point
-# where pixels look at the words for the first time.
+# The first picture gets as much noise as a latent has at the middle step, and is taken through the UNet's layers one by one,
+# up to the point where pixels look at the words for the first time.
 unet, text = sd.unet, sd.encode_text(PROMPT).detach()
 t, a = sd.schedule.timesteps(STEPS)[STEPS // 2], sd.schedule.alphas(STEPS)[STEPS // 2]
 z = (a**0.5 * result.latents[:1] + (1 - a) ** 0.5 * sd.noise(SEED + 1000)).to(sd.dtype)
 transformer = unet.down_blocks[0].attentions[0]
 (block,) = transformer.transformer_blocks
 with torch.no_grad():
+    # the noise level as a vector, a residual block, then (1, C, h, w) -> (1, P, C): some checkpoints project before
+    # flattening, some after
     time = time_features(t, unet.config.block_out_channels[0], z)
     time = unet.time_embedding.linear_2(F.silu(unet.time_embedding.linear_1(time)))
     x = unet.down_blocks[0].resnets[0](unet.conv_in(z), time)
@@ -69,7 +71,8 @@ with torch.no_grad():
     out_by_hand = torch.cat(taken, dim=-1) @ attn.to_out[0].weight.T.float() + attn.to_out[0].bias.float()
 
 # %% What the model's own seam reports
-# An edit is any function from maps to maps. This one changes nothing and takes notes.
+# minip2p/attention.py has one line between the softmax and the values, `maps = edit(maps, site)`: the seam. An edit is any
+# function from maps to maps; `site` says of which layer they are. This one changes nothing and takes notes.
 seen = {}
 
 
@@ -93,10 +96,11 @@ off = max(float((maps.sum(-1) - 1).abs().max()) for maps in seen.values())
 print(f"rows sum to one: largest deviation in {len(seen)} layers, {off:.0e}")
 
 # %% A map for every word
-# One column of a map, over all pixels, is a little picture of how much each pixel looks at one token. The library's
-# recording averages it over heads, over the layers nearest to 16 x 16, and in these figures over the steps.
-# Two things to look for: does a word get more than 1 / 77 = 1.3 %, what looking at all tokens alike would give it? And how much
-# does the map of one thing also light the other thing?
+# One column of a map, over all pixels, is a little picture of how much each pixel looks at one token. The library's recording
+# averages it over heads, over the layers nearest to 16 x 16, and in these figures over the steps. Two things to look for:
+# does a word get more than 1 / 77 = 1.3 %, what looking at all tokens alike would give it? And how much does the map of one
+# thing also light the other thing? (A pixel is a cell of the layer's picture here, one of 16 x 16 or fewer.) On the toy,
+# nouns light both things nearly alike at 16 x 16; its 8 x 8 layers tell them apart much better (04_layers).
 where = plots.layers_of(result)
 save(plots.word_maps([("the picture", picture, maps, 0)], caption(where)), chosen, "01_words")
 save(plots.overlays(picture, maps, caption(where), words=WORDS), chosen, "02_overlays")
@@ -142,10 +146,12 @@ for word, moves in {"tree": early, "snow": late}.items():
     (n,) = sd.tokenizer.positions(PROMPT, word)
     print(f"{word}: largest move before it {moves[:n].max():.0e}, least move from it on {moves[n:].min():.1e}")
 
-# %% Then whose is the n-th map?
-# The n-th map is one token's, but what that token is about lies in later vectors too. So exchange some vectors for those of
-# the prompt with the boat: only the n-th, only the words after it (they have merely heard of a boat), only end and padding.
-# The table above says how much of the attention these last get; the fourth column shows whether they also decide.
+# %% Which vector draws the tree?
+# A token's vector gives it its key and its value. n is the place of "tree", but what is said there lies in later vectors too.
+# So exchange some vectors for those of the prompt with the boat: only the n-th, only the words after it (they have merely
+# heard of a boat), only end and padding. These last get most of the attention (the first table); the fourth column of figure
+# 05 shows whether they also decide. A picture may show both things, so a judge that has learned the toy's things looks for
+# each (weights/toyworld/judge.py).
 index = torch.arange(length, device=sd.device)[:, None]
 source, target = text[0], sd.encode_text(OTHER).detach()[0]
 mixes = {
@@ -175,18 +181,18 @@ heads = [f"seed {seed}" for seed in SEEDS]
 figure = plots.sweep(rows, heads, list(mixes), f"{PROMPT!r} with vectors of {OTHER!r}\n{STEPS} steps, guidance {GUIDANCE}")
 save(figure, chosen, "05_tokens")
 
-print(f"\n{'vectors with the boat':24}{'a boat now':>12}{'pixels changed':>16}")
+print(f"\n{'vectors with the boat':24}{'a boat seen':>13}{'a tree seen':>13}{'pixels changed':>16}")
 for i, name in enumerate(mixes):
-    boats = sum(explains(sd, latents[i : i + 1], [PROMPT, OTHER]) for latents in drawn) / many
+    boats, trees = (sum(shows(row[i], noun) for row in rows) / many for noun in ("boat", "tree"))
     other = sum(changed(row[0], row[i]) for row in rows) / many
-    print(f"{name.replace(chr(10), ' '):24}{boats:>12.0%}{other:>16.0%}")
+    print(f"{name.replace(chr(10), ' '):24}{boats:>13.0%}{trees:>13.0%}{other:>16.0%}")
 
 # %% How early do the maps settle
-# Take the mean map of the second half of the steps as the settled one, and correlate each step's map with it, pixel by pixel.
-# A single step's map never equals a mean, so the yardstick is what the second half reaches; and since all pictures of a
-# prompt have something in common, there is a floor, the correlation with the settled map of another seed. "At step" is the
-# first that has come 90 % of the way from the floor to the yardstick ("-" where the two are too close to tell, or one seed
-# gives no floor). The belief about the picture is measured likewise.
+# Call the mean map of the second half of the steps settled. For each step: how well does its map correlate with that?
+#   "2nd half": what the steps of the second half reach themselves; no single step's map equals a mean.
+#   "other seed": what they reach with another seed's settled map, which any two pictures of a prompt have in common.
+# The step named is the first that has come 90 % of the way from the second number to the first ("-" where the two are too close
+# to tell, or one seed gives no second number). The belief about the picture (lesson 1) is measured in the same way.
 HALF = STEPS // 2
 
 
@@ -226,4 +232,4 @@ spent()
 # 2. Exchange only the vector of the second "a" for that of the boat's prompt, as `mixes` does for other tokens. How far does it
 #    move in the table, and what of the boat is drawn?
 # 3. Lesson 3 gives a new prompt the old one's maps for the first part of the steps. From the last table, guess how long that
-#    must last for the boat to stand where the tree stood; then put both prompts into lesson 3 and look at its windows.
+#    must last for the boat to stand where the tree stood; then set SOURCE, OLD and NEW in lesson 3 and look at its windows.

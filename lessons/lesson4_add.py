@@ -133,7 +133,8 @@ save(figure, chosen, "03_maps")
 
 # %% How long to hold on
 # A style changes strokes and paper everywhere, so it may want the source's maps released earlier: the authors hold them for
-# 0.5 of the steps for a style (self-attention: 0.2), for 0.8 (0.4) for an object. Here self-attention always gets half.
+# 0.5 of the steps for a style (self-attention: 0.2), for 0.8 (0.4) for an object. Here self-attention always gets half. Judge
+# by the car: is the toy's sketch better at 50 % or at 80 %?
 STYLED = [SOURCE, PHRASES["a pencil sketch"], PHRASES["at night"]]
 columns = {0.0: [free.images[PROMPTS.index(prompt)] for prompt in STYLED[1:]]}
 for window in (0.25, 0.5, 1.0):
@@ -149,10 +150,11 @@ figure = plots.sweep(
 save(figure, chosen, "04_window")
 
 # %% An object more, an object less
-# Dropped words take their columns with them; the padding is longer by as many tokens, and those bring their own. New words bring
-# their own columns, and as much padding drops out at the end. Either way nothing makes a row sum to one again (more on that
-# in lesson 5). An added car must find room in a layout that was made without one. Which "a" is new then? The alignment
-# knows no grammar: of two answers equally long it takes the one whose partners stand earlier in the target.
+# Dropped words take their columns with them; the padding is longer by as many tokens, and those bring their own. New words
+# bring their own columns, and as much padding drops out at the end. Either way nothing makes a row sum to one again (more on
+# that in lesson 5). An added car must find room in a layout that was made without one. See where its blue went, too: a map
+# says where to look, not which thing a colour belongs to. Which "a" is new then? The alignment knows no grammar: of two
+# answers equally long it takes the one whose partners stand earlier in the target.
 grown = [DROPPED, SOURCE]
 more = run(minip2p.Add(sd.tokenizer, grown), grown)
 figure = plots.pictures(
@@ -162,7 +164,7 @@ figure = plots.pictures(
     caption(f"{SOURCE!r} and {DROPPED!r}"),
 )  # fmt: skip
 save(figure, chosen, "05_more_and_less")
-sums = {"words dropped": edited.maps.tokens(len(PROMPTS) - 1), "words added": edited.maps.tokens(NIGHT)}
+sums = {"words dropped": edited.maps.tokens(len(PROMPTS) - 1), "'at night' added": edited.maps.tokens(NIGHT)}
 for name, maps in sums.items():  # (steps, h, w, T), within the window
     rows = maps[: int(CROSS * STEPS)].sum(-1)
     print(f"sums of rows, {name}: {rows.min():.2f} to {rows.max():.2f}, mean {rows.mean():.2f}")
@@ -173,8 +175,9 @@ print(f"new in {SOURCE!r}, as seen from {DROPPED!r}: {', '.join(new)}")
 # %% Measured, not picked
 # At night every pixel changes, so differences of pixels say nothing about layout; outlines do: `layout` correlates the edges
 # of two pictures (common.py). A phrase that recolours changes edges too, so even a perfect edit stays below 1. In the column
-# "none", tell the phrases that move the layout from those that leave it alone by themselves: only the first need control.
-# The phrases' own measures are simple counts of pixels, and the car's paint counts too: read them beside the source's.
+# "none" under "layout", tell the phrases that move the layout from those that leave it alone by themselves: only the first
+# need control. The phrases' own measures are simple counts of pixels, and the car's paint counts too: read them beside the
+# source's.
 
 
 def near_white(picture):

@@ -105,12 +105,8 @@ for weight, prompt in zip(SLIDER, in_order(list(range(len(night.prompts))))):
 # %% Made whole again: a weight is a logit
 # Divide each row by its sum and it is a softmax again, that of logits x with log w added at the word, because
 #     exp(x + log w) = w exp(x),   so   softmax(x + log w) = w p / sum(w p),   with p = softmax(x).
-# So w = 2 adds 0.69 to a logit, w = 0 adds minus infinity (the word is not there), and no logit belongs to w < 0.
-logits, w = torch.randn(1000, 77, generator=torch.Generator().manual_seed(0)), torch.ones(77)
-w[AT] = 4.0
-weighted = w * logits.softmax(-1)
-apart = ((logits + w.log()).softmax(-1) - weighted / weighted.sum(-1, keepdim=True)).abs().max()
-print(f"\nsoftmax(x + log w) and w p / sum(w p) differ by at most {apart:.0e}")
+# So w = 2 adds 0.69 to a logit, and no logit belongs to w < 0. w = 0 adds minus infinity: no pixel looks at this token. Yet
+# at 0 it is still night; where that may come from is seen below: later tokens have read the word, the padding too.
 
 
 class Whole:
@@ -126,14 +122,14 @@ class Whole:
             maps = inner(maps, site)
             return maps / maps.sum(-1, keepdim=True) if site.kind == "cross" else maps
 
-        edit.wants = inner.wants  # no other maps need be written down
+        edit.wants = inner.wants  # says which maps the edit needs; without it all are written down, which is only slower
         return edit
 
 
 positive = [weight for weight in others if weight >= 0]
 whole = run(Whole(slider(NIGHT, "night", positive)), [NIGHT] * (1 + len(positive))).images
 made_whole = dict(zip([1.0, *positive], whole))
-dark = [1 - float(as_array(picture).mean()) for picture in (whole[0], result.images[-1], whole[-1])]
+dark = [float(darkness(as_array(picture))) for picture in (whole[0], result.images[-1], whole[-1])]
 print(f"darkness of 'night' x 8: {dark[1]:.2f} as published, {dark[2]:.2f} with rows made whole (x 1: {dark[0]:.2f})")
 figure = plots.sweep(
     [in_order(result.images), [made_whole.get(weight) for weight in SLIDER]],
@@ -175,11 +171,12 @@ titles = [f"× {weight:g}" for weight in SLIDER]
 figure = plots.sweep(list(strips.values()), list(strips), titles, caption(f"{SCENE!r} and one more phrase", FEW))
 save(figure, chosen, "02_words")
 
-# %% A word on which the slider does little
-# The text encoder is causal: every later token has read "blue" and carries some of it, so the column of "blue" is only a
-# part of its meaning. Where does the colour come from? Give the model a text encoder that says "blue" in one place and
-# "red" in the other: in the word's own token, or in all tokens behind it, the padding included. The last two pictures are for
-# scale: one has no colour in its prompt, the other red.
+# %% Why weight 0 does not take a word away
+# The text encoder is causal: every later token has read "blue" and carries some of it, so the column of "blue" is only a part
+# of its meaning. Where does the colour come from? Give the model a text encoder that says "blue" in one place and "red" in
+# the other: in the word's own token, or in all tokens behind it, the padding included. (Lesson 2 finds a noun mostly in its
+# own token. Is a colour there, too? One prompt and one seed.) The last two pictures are for scale: one has no colour in its
+# prompt, the other red.
 HOUSE, BLUE, RED = (f"a {colour}house on the grass" for colour in ("", "blue ", "red "))
 blue, red = (int(sd.tokenizer([colour])[0, 1]) for colour in ("blue", "red"))
 
@@ -227,11 +224,12 @@ figure = plots.pictures(
 save(figure, chosen, "04_together")
 
 # %% Measured, not picked
-# Does more weight mean more of it? Rises: every weight gave more than the one before it, by the mean over the seeds. A style
-# need not behave like the words of amount: compare "pencil sketch" at weight 8 with the others, in figure 02 too.
+# Does more weight mean more of it, and how much more? Rises: every weight gave more than the one before it, by however
+# little, by the mean over the seeds. Between 0 and 2 the night hardly changes. A style need not behave like the words of
+# amount: compare "pencil sketch" at weight 8 with the others, in figure 02 too.
 seeds = f"seeds {SEED} to {SEED + chosen.seeds - 1}, {FEW} steps"
 print(f"\n{SCENE!r} and one more phrase, {seeds}")
-print(f"{'word: measure':32}" + "".join(f"{title:>7}" for title in titles) + f"{'rises -2 to 2':>16}{'to 8':>6}")
+print(f"{'word: measure':32}" + "".join(f"{title:>7}" for title in titles) + f"{'rises -4 to 2':>16}{'to 8':>6}")
 lines = {}
 for (word, values), (_, measure) in zip(measured.items(), WORDS.values()):
     rises = ["yes" if (part.diff() > 0).all() else "no" for part in (values[: 1 + SLIDER.index(2)], values)]
@@ -244,7 +242,8 @@ spent()
 
 # %% Exercises
 # 1. Weight "at night" instead of "night", then all tokens from "night" to the end of the padding: table[:, AT:]. How do
-#    the sums of the rows change, and what becomes of the picture? (Print the table, then look.)
+#    the sums of the rows change, and what becomes of the picture? (Print the table, then look. Its last column is made from AT alone:
+#    sum the shares over the same tokens.)
 # 2. What is at fault at weight 8, the word or the long rows? Run Whole for "pencil sketch" with 0, 2, 4 and 8 and compare
 #    the greyness of both sliders.
 # 3. Give Reweight cross_replace_steps=1.0, then 0.4: at which steps does the weight of "night" make it dark?

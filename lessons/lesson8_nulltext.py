@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import minip2p
-from lessons.common import as_array, changed, explains, greyness, load, psnr, save, settings, spent
+from lessons.common import as_array, changed, darkness, greyness, load, psnr, save, settings, spent, swapped
 from lessons.photographs import photograph
 from minip2p import plots
 from minip2p.ddim import ddim_step
@@ -35,8 +35,10 @@ photo = open_image(photo, SIZE)
 # %% By hand
 # The way to noise, at guidance 1, is a path that leads to the photograph: the pivot. The way back with guidance leaves it at
 # the first step. The prompt must stay, or there is nothing to edit; the weights must stay, or it is another model. What is
-# left is the other half of guidance, the embedding of the empty prompt. Before each step, move it, ten times at most, towards
-# where the step lands on the pivot; then take the step and go on from there. Only this embedding gets a gradient.
+# left is the other half of guidance, the embedding of the empty prompt. At each step change it, at most ten times, so that
+# the guided step lands nearer to the pivot; then take the step, and go on from where it landed, not from the pivot. The next
+# step begins with this step's embedding, which is nearly right already: that is why ten updates do. Only the embedding gets a
+# gradient.
 text = sd.encode_text(PROMPT)
 
 
@@ -98,8 +100,11 @@ fitted, weights = inversion.null_text.numel(), sum(weight.numel() for weight in 
 print(f"fitted: {fitted:,} numbers, {STEPS} embeddings; the UNet has {weights:,} weights, and they stay as they are")
 
 # %% One embedding for all steps
-# Is one a step needed? Fit a single one to random steps of the pivot, with the same learning rate and as many updates as the
-# others have had at most: each of them on four steps at once, so the single one sees more of the network, not less.
+# Mokady et al. find one for all steps worse than one a step. Fit a single one to random steps of the pivot. It gets more
+# work: as many updates as the others at most, each on four steps at once (the count is printed), and a learning rate that
+# falls to nothing, where theirs only halves. With that it comes as near on this picture: the toy's quality does not need one
+# a step, but with one a step ten updates each are enough. A drawing of 64 x 64 says nothing about what Stable Diffusion
+# needs.
 timesteps, alphas = sd.schedule.timesteps(STEPS), sd.schedule.alphas(STEPS)
 single = sd.encode_text("").float().detach().requires_grad_()
 adam, random, BATCH = torch.optim.Adam([single], lr=LR), torch.Generator().manual_seed(chosen.seed), 4
@@ -148,7 +153,8 @@ figure = plots.pictures(
 save(figure, chosen, "02_rebuilt")
 
 # %% At other guidance
-# The pivot was made at guidance 1, whatever comes later. Is it as good a path for a little guidance as for much?
+# The pivot was made at guidance 1, but the embeddings are fitted for one guidance and serve only that (exercise 3), so each
+# row is fitted anew. With all of them the photograph comes back. What grows with guidance is how much DDIM alone misses.
 print(f"\n{PROMPT!r}, PSNR to the photograph (VAE alone {psnr(vae, photo):.1f} dB)")
 print(f"{'guidance':>10}{'DDIM alone':>14}{'null-text':>14}{'evaluations':>14}")
 for guidance in (3.0, GUIDANCE, 15.0):
@@ -160,15 +166,17 @@ for guidance in (3.0, GUIDANCE, 15.0):
     print(f"{guidance:>10}{decibels[0]:>11.1f} dB{decibels[1]:>11.1f} dB{made.evaluations:>14}")
 
 # %% Now edit
-# The half with the prompt was not touched, so a new word still pulls. But guidance now pulls away from an embedding that was
-# fitted to the source: what source and target have in common is amplified less than usual, and may pale. Beside each edit
-# the same one from the same noise with the empty prompt as it was, that is, straight after DDIM inversion.
+# The half with the prompt was not touched, so a new word still pulls. But "without" now predicts nearly what the source
+# prompt does: what both prompts say is taken about once, and what only the target says 7.5 times. So the new word can
+# overshoot while the rest fades. Beside each edit the same one from the same noise with the empty prompt as it was, that is,
+# straight after DDIM inversion. Look at the night: nearly black with null-text, while DDIM alone draws a better night over a
+# photograph that it has lost.
 words = sd.tokenizer
 caption = {name: inversion.prompt for name, inversion in inversions.items()}
 castle = [caption["house"], caption["house"].replace("house", "castle")]
 night = [caption["dog_and_castle"], caption["dog_and_castle"] + " at night"]
 cloudy = [caption["cat_on_a_car"]] * 2
-blend = minip2p.LocalBlend(words, castle, ["house", "castle"])
+blend = minip2p.LocalBlend(words, castle, ["house", "castle"], threshold=0.5)  # as in lesson 6
 edits = {
     "swap": ("house", "house -> castle", minip2p.Swap(words, castle)),
     "swap, local blend": ("house", "house -> castle, blended", minip2p.Swap(words, castle, blend=blend)),
@@ -188,33 +196,35 @@ for kind, (name, what, edit) in edits.items():
         if kind == "re-weight":  # the prompt is the same: are there more clouds, greyer ones, in the upper half?
             grey = [float(greyness(as_array(picture)[: picture.height // 2])) for picture in result.images]
             obeyed = f"grey {grey[0]:.2f} -> {grey[1]:.2f}"
+        elif kind == "add":
+            dark = [float(darkness(as_array(picture))) for picture in result.images]
+            obeyed = f"dark {dark[0]:.2f} -> {dark[1]:.2f}"
         else:
-            obeyed = "yes" if explains(sd, result.latents[1:], prompts) == 1 else "no"
+            obeyed = "yes" if swapped(result.images[1], "house", "castle") else "no"
         measured = psnr(result.images[0], photos[name]), obeyed, changed(*result.images)
         table.append((kind, method, psnr(limit, photos[name]), *measured))
 save(plots.pictures(rows, titles, f"Photographs edited, {STEPS} steps, guidance {GUIDANCE}"), chosen, "03_edits")
 
 # %% Several targets at once
-# One batch, one source. Does company change it? No edit writes to the source's own maps or latent, so only by round-off.
+# One batch, one source: three edits for the work of four pictures. Or record the photograph once: then each later edit runs
+# its target alone, and comes out the same but for round-off.
 several = [PROMPT] + [PROMPT.replace("house", noun) for noun in ("castle", "tree", "boat")]
 together = sd.generate(several, inversion=inversion, edit=minip2p.Swap(words, several))
-alone = sd.generate(PROMPT, inversion=inversion)
+recording = sd.record(PROMPT, inversion=inversion)
+later = sd.generate(several[:2], recording=recording, edit=minip2p.Swap(words, several[:2]))
 figure = plots.pictures(
     [[photo, *together.images]],
     [["the photograph", "the source", "castle", "tree", "boat"]],
     f"{PROMPT!r} and three swaps of its house in one batch, {STEPS} steps",
 )
 save(figure, chosen, "04_several")
-print(
-    f"the source alone: {psnr(alone.images[0], photo):.2f} dB; beside three targets: {psnr(together.images[0], photo):.2f} dB; ",
-    end="",
-)
-print(f"largest relative difference {(alone.latents - together.latents[:1]).abs().max() / alone.latents.abs().max():.1e}")
+print(f"the castle of the batch and the one from the recording: {psnr(together.images[1], later.images[1]):.1f} dB alike")
 
 # %% Measured
-# How near is the source to the photograph (the VAE's own loss is the limit); was the edit obeyed, that is, does its prompt
-# explain the result better to the model than the source's does; and how much of the source does the edit change? Neither
-# more nor less is better there: a night changes nearly all, a swap should change the thing. Lesson 9 measures more pictures.
+# How near is the source to the photograph (the VAE's own loss is the limit); was the edit obeyed (after a swap a judge must
+# find the new noun and not the old one; a night must be darker, a cloudy sky greyer); and how much of the source does the
+# edit change? Neither more nor less is better there: a night changes nearly all, a swap should change the thing. Lesson 9
+# measures more pictures.
 print(f"\n{STEPS} steps, guidance {GUIDANCE}; PSNR to the photograph")
 print(f"{'':20}{'':12}{'VAE alone':>12}{'source':>10}{'obeyed':>21}{'of the source changed':>25}")
 for kind, method, limit, source, obeyed, share in table:

@@ -1,6 +1,6 @@
 """Local blend: keep an edit where its words look, and the source's picture everywhere else.
 
-Hertz et al. 2022 (section 3.2, "local editing"), in the form of the authors' release.
+Hertz et al. 2022 (section 3.2, "local editing"), in the form of the authors' release, with one threshold for both kinds of words.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
 """Fetch Stable Diffusion 1.5 into weights/: python -m weights.fetch (or `make weights`).
 
 About 2.1 GB: the half-precision safetensors of the folder that diffusers reads. A download that was broken off goes on where
-it stopped, and each file is compared with the checksum that the server states. Only Python's own library is needed:
-huggingface_hub begins a broken file anew. HF_ENDPOINT names another server with the same layout, such as a mirror.
+it stopped (huggingface_hub begins the file anew), and each file is compared with the checksum that the server states.
+HF_ENDPOINT names another server with the same layout, such as a mirror.
 """
 
 import hashlib
