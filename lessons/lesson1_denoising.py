@@ -178,7 +178,9 @@ save(figure, chosen, "05_negative")
 
 away = sd.generate(PROMPT, seed=SEED, steps=5, guidance=GUIDANCE, negative=RED).latents
 by_hand = denoise(start, text, sd.encode_text(RED).detach(), 5)[1]
-print(f"by hand and by library, a negative prompt, five steps: largest relative difference {largest_difference(by_hand, away):.0e}")
+print(
+    f"by hand and by library, a negative prompt, five steps: largest relative difference {largest_difference(by_hand, away):.0e}"
+)
 
 # %% Measured, not picked
 # Does the cat explain the picture better than another thing in its place? That is: noise is added, and the prompt with which

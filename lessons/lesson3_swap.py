@@ -140,7 +140,9 @@ names = [f"{window:.0%}" for window in windows]
 figure = plots.pictures(
     [[source, naive.images[1]], sweep],
     [["the source", "only the n-th map"], names],
-    caption(f"{SOURCE!r}, {OLD} -> {NEW}. Below: the share of the steps with the source's word maps (self-attention: half of it)"),
+    caption(
+        f"{SOURCE!r}, {OLD} -> {NEW}. Below: the share of the steps with the source's word maps (self-attention: half of it)"
+    ),
 )
 save(figure, chosen, "03_window")
 

@@ -12,8 +12,9 @@ import minip2p
 from weights.scorecard import edits, report, run
 from weights.scorecard.bench import Bench
 from weights.scorecard.beside import Beside, only_nth, own_maps, unaligned
+from weights.scorecard.figure import figure
 from weights.scorecard.measures import amount, judged, overlap, points, psnr_outside
-from weights.scorecard.report import figure, markdown
+from weights.scorecard.report import markdown
 from weights.scorecard.run import TRIALS
 from weights.scorecard.summary import by_noun, methods, reweighted, summarise, wrong_pairs
 from weights.toyworld import judge
@@ -132,9 +133,10 @@ def test_methods_counts_both_only_where_every_thing_stayed():
 
 def test_reweighting_must_rise_at_every_weight():
     def trial(*values: float) -> dict:
-        return {"values": dict(zip(map(str, edits.WEIGHTS), values))}
+        return {"values": dict(zip(map(str, edits.WEIGHTS), values)), "rows": {}}
 
-    assert reweighted([trial(0, 1, 2, 3, 4, 5), trial(0, 1, 2, 2.5, 3, 9)])["rises"]
+    clearly = reweighted([trial(0, 1, 2, 3, 4, 5), trial(0, 1, 2, 2.5, 3, 9)])
+    assert clearly["rises"] and clearly["clear"] == 3  # the steps of 1; those of 1 and 0.5, and of 1 and 6, may be chance
     assert not reweighted([trial(0, 1, 2, 3, 4, 50), trial(1, 0, 0, 0, 0, 0)])["rises"]  # by the mean, but in one picture of two
     dip = reweighted([trial(0, 1, 2, 1.5, 4, 5)])
     assert not dip["rises"] and dip["more at the end"] == (1.0, 1) and dip["means"] == [0, 1, 2, 1.5, 4, 5]
@@ -145,17 +147,19 @@ def test_nouns_and_wrong_pairs():
         ("cat dog", "cat dog"), ("cat dog", "cat cat"), ("cat dog", "cat"), ("cat dog", "cat boat"), ("cat dog", "boat"),
         ("cat dog", "cat dog dog"), ("cat cat", "cat"))]  # fmt: skip
     assert by_noun(rows) == {"dog": (pytest.approx(2 / 6), 6), "cat": (pytest.approx(6 / 8), 8)}
-    assert {name: count for name, (count, _) in wrong_pairs(rows).items()} == dict.fromkeys(wrong_pairs(rows), pytest.approx(0.2))
+    assert wrong_pairs(rows) == dict.fromkeys(wrong_pairs(rows), 1)
 
 
 # ---------------------------------------------------------------- the whole
 
 
-def test_every_trial_runs_twice_alike_and_the_report_holds_what_it_says(sd, tmp_path):
+def test_every_trial_runs_twice_alike_and_can_be_reported(sd, tmp_path):
     bench = Bench(sd, judge.load(), steps=2)
-    results = {name: [trial(bench, number) for number in range(1 + name.startswith("obeyed"))] for name, trial in TRIALS.items()}
-    assert json.dumps(results["swap"][0]) == json.dumps(TRIALS["swap"](bench, 0))
-    results = json.loads(json.dumps(results))  # as they come back from the file
+    runs = [{name: [trial(bench, number) for number in range(1 + name.startswith("obeyed"))] for name, trial in TRIALS.items()}
+            for _ in range(2)]  # fmt: skip
+    first, second = map(json.dumps, runs)
+    assert first == second
+    results = json.loads(first)  # as they come back from the file
     summary = summarise(results) | {"steps": 2, "quick": True, "cores": 2, "seconds of an edit": 3.2}
     table = markdown(summary, "card.png")
     assert "3.2 s on 2 CPU cores" in table and "2 steps" in table
@@ -164,19 +168,13 @@ def test_every_trial_runs_twice_alike_and_the_report_holds_what_it_says(sd, tmp_
     assert Image.open(tmp_path / "card.png").width > 600
 
 
-def test_an_aim_stands_beside_the_edit_it_is_about():
-    row = {"reached": (0.9, 10), "overlap": (0.5, 10), "psnr": (None, 0), "both": (0.4, 10)}
-    methods = {"no control": row, "edit": row, "local blend": row}
-    lines = report.edits({"swap a noun in a pair": methods, "add a colour": methods, 'add "at night"': methods}).splitlines()[2:]
-    aims = [[cell.split(", ")[-1] for cell in line.split("|") if ", aim" in cell] for line in lines]
-    assert aims == [[], ["aim 90%: not reached "], [], [], [], [], [], ["aim 97%: not reached "], []]
-    assert "40.0% of 10, aim 90%" in lines[1] and "90.0% of 10, aim 97%" in lines[7]
+def test_an_aim_is_reached_or_not():
     assert report.met(0.9, 0.9) == "reached" and report.met(None, 0.9) == report.met(0.89, 0.9) == "not reached"
 
 
 def tables(text: str) -> list[str]:
     parts = [part for part in text.split("\n\n") if part.startswith("|")]
-    assert len(parts) == 5
+    assert len(parts) == 7
     return parts
 
 

@@ -16,7 +16,8 @@ from minip2p import StableDiffusion, Swap
 from minip2p.errors import PromptError
 from minip2p.files import write_whole
 from weights.command import command
-from weights.scorecard.report import figure, markdown
+from weights.scorecard.figure import figure
+from weights.scorecard.report import markdown
 from weights.scorecard.run import cores, run
 from weights.scorecard.summary import summarise
 from weights.toyworld.sizes import SIDE
@@ -26,7 +27,7 @@ FULL = {
     "obeyed": 40,
     "obeyed with less": 40,
     "pointing": 20,
-    "swap": 230,
+    "swap": 220,
     "add": 200,
     "tradeoff": 20,
     "reweight": 90,

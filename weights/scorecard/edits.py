@@ -7,12 +7,11 @@ from weights.scorecard.bench import Bench
 from weights.scorecard.beside import Beside, only_nth, own_maps, unaligned
 from weights.scorecard.measures import amount, judged, overlap
 from weights.toyworld.judge import Found, Verdict
-from weights.toyworld.scene import COLOURS, PLACES
+from weights.toyworld.scene import CHILD, COLOURS, PLACES
 from weights.toyworld.things import NOUNS
 
 RIVALS = 50  # so many trials of additions try every method, the others what the aims are about
 CROSS, SELF = 0.8, 0.4  # the edits' windows, as the package has them
-LONGER = 0.8  # a self-attention window that holds more of the source, tried on swaps
 CROSS_SWEEP, SELF_SWEEP = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), (0.0, 0.4, 0.8)
 WEIGHTS = (-2.0, -1.0, 0.0, 1.0, 2.0, 4.0)
 WEIGHT_WINDOWS = (1.0, 0.0)  # for re-weighting: all steps, and self-attention free, which would hold the amounts where they are
@@ -69,8 +68,8 @@ def swap(bench: Bench, number: int) -> dict:
     """One noun of two is swapped for a third."""
     prompts, words, other = swapped(number)
     edit = Swap(bench.sd.tokenizer, prompts, CROSS, SELF)
-    methods = {"no control": None, "n-th map": only_nth(edit, bench.sd.tokenizer.positions(prompts[1], words[1])), "edit": edit,
-               f"edit, self-attention {LONGER:g}": Swap(bench.sd.tokenizer, prompts, CROSS, LONGER), "local blend": edit}  # fmt: skip
+    nth = only_nth(edit, bench.sd.tokenizer.positions(prompts[1], words[1]))
+    methods = {"no control": None, "n-th map": nth, "edit": edit, "local blend": edit}
     every = [prompts[0]] + [prompts[1]] * len(methods)
     blend = LocalBlend(bench.sd.tokenizer, every, [[words[0]]] + [[words[1]]] * len(methods))
     images = bench.generate(every, [number], Beside(list(methods.values()), blend, [len(methods)]))
@@ -98,7 +97,7 @@ def add(bench: Bench, number: int) -> dict:
     colour = colours[number % len(colours)]
     source = f"a {first} next to a {second} {place}"
     targets = {
-        "style": f"a child's drawing of {source}",
+        "style": f"{CHILD} {source}",
         "night": f"{source} at night",
         "colour": source.replace("a ", f"a {colour} ", 1),
     }
@@ -115,22 +114,17 @@ def add(bench: Bench, number: int) -> dict:
     blend = LocalBlend(bench.sd.tokenizer, every, [[first]] * len(every)) if blended else None
     images = bench.generate(every, [1000 + number], Beside([edit for *_, edit in tries], blend, blended))
     before, *seen = bench.judge.look(images)
+
+    def shows(verdict: Verdict) -> dict[str, bool]:
+        thing = verdict.find(first)
+        return {"style": verdict.style == CHILD, "night": verdict.night, "colour": thing is not None and thing.colour == colour}
+
     rows: dict[str, dict] = {what: {} for what in targets}
     for (what, method, _), after, image in zip(tries, seen, images[1:]):
         things = [(before.find(noun), after.find(noun)) for noun in (first, second)]
-        reached = {"style": after.style == "a child's drawing of", "night": after.night,
-                   "colour": bool(things[0][1]) and things[0][1].colour == colour}[what]  # fmt: skip
-        rows[what][method] = judged(*things, reached, (images[0], image) if what == "colour" else None)
-    valid = both_found(before, first, second)
-    already = {"style": before.style == "a child's drawing of", "night": before.night,
-               "colour": bool(before.find(first)) and before.find(first).colour == colour}  # fmt: skip
-    return {
-        "prompts": every[:1] + list(targets.values()),
-        "seed": 1000 + number,
-        "valid": valid,
-        "already": already,
-        "rows": rows,
-    }
+        rows[what][method] = judged(*things, shows(after)[what], (images[0], image) if what == "colour" else None)
+    return {"prompts": every[:1] + list(targets.values()), "seed": 1000 + number, "valid": both_found(before, first, second),
+            "already": shows(before), "rows": rows}  # fmt: skip
 
 
 # ---------------------------------------------------------------- more and less of a word

@@ -2,17 +2,20 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from statistics import mean, stdev
 
 from weights.scorecard.edits import CROSS_SWEEP, GRADED, SELF_SWEEP, WEIGHTS
+from weights.toyworld.scene import CHILD
 
 KEPT = 0.5  # layout is kept if every thing's boxes overlap by more than this
 MOST = 0.75  # a word's amount rises if its mean does and so many pictures have more at the largest weight than at the least
+SWAP, ALIKE, STYLE, NIGHT = "swap a noun in a pair", "the same, nouns of like size", f'add "{CHILD}"', 'add "at night"'
 Share = tuple[float | None, int]  # a mean, and over how many
 
 
 def share(values: Iterable) -> Share:
     values = [float(value) for value in values]
-    return (sum(values) / len(values), len(values)) if values else (None, 0)
+    return (mean(values), len(values)) if values else (None, 0)
 
 
 def summarise(results: dict[str, list]) -> dict:
@@ -30,12 +33,11 @@ def summarise(results: dict[str, list]) -> dict:
         "pointing": pointing([point for row in drawn for point in row["points"]]),
         "vae": share(row["psnr"] for row in drawn),
         "edits": {
-            "swap a noun in a pair": methods([trial["rows"] for trial in swaps["any"]]),
-            "the same, nouns of like size": methods([trial["rows"] for trial in swaps["alike"]]),
+            SWAP: methods([trial["rows"] for trial in swaps["any"]]),
+            ALIKE: methods([trial["rows"] for trial in swaps["alike"]]),
             "add a colour": added(results["add"], "colour"),
-            "add \"a child's drawing of\"": added(results["add"], "style"),
-            "add \"at night\"": added(results["add"], "night"),
-            "weight -2 on a word": methods([trial["rows"] for trial in results["reweight"] if trial["valid"]]),
+            STYLE: added(results["add"], "style"),
+            NIGHT: added(results["add"], "night"),
         },
         "other thing kept": kept([trial["rows"] for trial in swaps["any"]], 1),
         "swapped thing kept": {which: kept([trial["rows"] for trial in trials], 0).get("edit", share([]))
@@ -68,8 +70,8 @@ def by_noun(rows: Sequence[dict]) -> dict[str, Share]:
     return dict(sorted(((noun, share(right)) for noun, right in found.items()), key=lambda item: item[1]))
 
 
-def wrong_pairs(rows: Sequence[dict]) -> dict[str, Share]:
-    """Of the pairs of different nouns that came out wrong: what is there instead?"""
+def wrong_pairs(rows: Sequence[dict]) -> dict[str, int]:
+    """Pairs of different nouns that came out wrong: what is there instead, how often?"""
     kinds = []
     for row in rows:
         asked, seen = sorted(row["nouns"]), sorted(row["seen"])
@@ -82,7 +84,7 @@ def wrong_pairs(rows: Sequence[dict]) -> dict[str, Share]:
         else:
             kinds.append("both and more" if there else "neither")
     names = ("one of them alone", "one of them twice", "one and another thing", "both and more", "neither")
-    return {name: share(kind == name for kind in kinds) for name in names}
+    return {name: kinds.count(name) for name in names}
 
 
 def pointing(points: Sequence[dict]) -> dict[str, dict]:
@@ -137,8 +139,15 @@ def tradeoff(trials: Sequence[dict[str, dict]]) -> dict:
 
 
 def reweighted(trials: Sequence[dict]) -> dict:
-    """The mean amount at each weight, whether it rises from each to the next, and in how many pictures from the first to the last."""
-    means = [share(trial["values"][str(weight)] for trial in trials)[0] for weight in WEIGHTS]
-    ends = share(trial["values"][str(WEIGHTS[-1])] > trial["values"][str(WEIGHTS[0])] for trial in trials)
+    """The mean amount at each weight: does it rise from each to the next, how often by more than two standard errors?
+
+    more at the end: the share of pictures that have more of it at the largest weight than at the least. at -2: `methods`.
+    """
+    amounts = [[trial["values"][str(weight)] for trial in trials] for weight in WEIGHTS]
+    means = [share(values)[0] for values in amounts]
+    ends = share(a < b for a, b in zip(amounts[0], amounts[-1]))
     rises = bool(trials) and all(a < b for a, b in pairwise(means)) and ends[0] >= MOST
-    return {"means": means, "rises": rises, "more at the end": ends}
+    steps = [[b - a for a, b in zip(*pair)] for pair in pairwise(amounts)]
+    clear = sum(mean(step) > 2 * stdev(step) / len(step) ** 0.5 for step in steps) if len(trials) > 1 else 0
+    return {"means": means, "rises": rises, "clear": clear, "more at the end": ends,
+            "at -2": methods([trial["rows"] for trial in trials])}  # fmt: skip

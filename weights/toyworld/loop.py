@@ -1,7 +1,6 @@
 """A training loop for any of the toy's networks: it logs, keeps averaged weights, and goes on where it was stopped."""
 
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -35,20 +34,14 @@ class Run:
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "ema": self.ema}
         write_whole(self.path, lambda path: torch.save(state | {"step": self.step, "seconds": self.seconds}, path))
 
-    @contextmanager
-    def averaged(self):
-        """The model with its averaged weights, for as long as a `with` lasts."""
-        current = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
-        self.model.load_state_dict(self.ema)
-        try:
-            yield self.model
-        finally:
-            self.model.load_state_dict(current)
-
     @torch.no_grad()
     def validated(self, validate) -> str:
-        with self.averaged():
-            return validate()
+        """What `validate` says while the model has its averaged weights."""
+        current = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        self.model.load_state_dict(self.ema)
+        said = validate()
+        self.model.load_state_dict(current)
+        return said
 
     def train(self, loss_of, validate) -> None:
         """Until `steps`. loss_of(generator, rng) gives a loss; torch's generator and numpy's are seeded with the step."""
@@ -71,6 +64,9 @@ class Run:
             self.seconds = total + time.time() - begun
             if time.time() - saved > SAVE_EVERY or self.step == self.steps:
                 mean, losses = torch.stack(losses).mean().item(), []
-                print(f"{self.path.stem} {self.step}/{self.steps} {self.seconds:.0f} s loss {mean:.4f} {self.validated(validate)}", flush=True)
+                print(
+                    f"{self.path.stem} {self.step}/{self.steps} {self.seconds:.0f} s loss {mean:.4f} {self.validated(validate)}",
+                    flush=True,
+                )
                 self.save()
                 saved = time.time()

@@ -15,7 +15,7 @@ from weights.toyworld.things import Part
 PAINTS: dict[str, RGB] = {
     "black": (38, 34, 42), "rose": (232, 120, 130), "glass": (190, 226, 246), "metal": (206, 210, 216),
     "lamp": (255, 240, 150), "wood": (128, 82, 48), "pane": (178, 220, 246), "slit": (56, 48, 66),
-    "sail": (250, 248, 240), "leaf": (44, 128, 56), "cloud": (246, 248, 252), "sun": (255, 208, 60),
+    "sail": (250, 248, 240), "leaf": (44, 128, 56), "sun": (255, 208, 60),
     "moon": (252, 240, 176), "star": (255, 246, 180), "flake": (255, 255, 255),
 }
 GLOWING = {"moon", "star", "pane", "lamp", "flake"}  # what night does not darken

@@ -22,16 +22,19 @@ class Rendered:
     boxes: list[tuple[int, int, int, int]]
 
 
-def render(scene: Scene, size: int = 64) -> Rendered:
-    """The picture, size x size pixels, drawn four times too large and reduced, with the truth about each thing."""
+def render(scene: Scene, size: int = 64, without: str = "") -> Rendered:
+    """The picture, size x size pixels, drawn four times too large and reduced, with the truth about each thing.
+
+    without: one of the scene's extras whose pieces (clouds, flakes, flowers, stars) are left out, all else being the same.
+    """
     side = 4 * size
     paper = paper_of(scene)
     flat, owners = Image.new("RGB", (side, side), paper), Image.new("L", (side, side))
     cover = Image.new("L", (side, side)) if scene.style else None
     pen = Pen(scene, ImageDraw.Draw(flat), cover and ImageDraw.Draw(cover), ImageDraw.Draw(owners), side)
-    draw_sky(pen)
+    amounts = {word: amount for word, amount in scene.extras if word != without}
+    draw_sky(pen, amounts)
     draw_ground(pen)
-    amounts = dict(scene.extras)
     draw_blossoms(pen, amounts.get("with flowers", 0))
     for index in drawing_order(scene):
         thing = scene.things[index]
@@ -44,6 +47,12 @@ def render(scene: Scene, size: int = 64) -> Rendered:
         picture = Image.composite(picture, Image.new("RGB", (size, size), paper), texture)
     masks = [mask_of(owners, i + 1) for i in range(len(scene.things))]
     return Rendered(picture, masks, [box_of(mask) for mask in masks])
+
+
+def trace(scene: Scene, picture: Image.Image, word: str) -> np.ndarray:
+    """(size, size) bool: the pixels of the scene's picture that the pieces of one of its extras clearly change."""
+    bare = render(scene, picture.width, without=word).picture
+    return np.asarray(ImageChops.difference(picture, bare)).max(2) > 24  # of 255
 
 
 def mask_of(owners: Image.Image, number: int) -> np.ndarray:

@@ -11,8 +11,8 @@ from weights.toyworld.scene import CHILD, COLOURS, PENCIL, PLACES, PLAIN, RGB, T
 from weights.toyworld.things import BLOSSOM, CLOUD, MOON, STAR, SUN
 
 
-def draw_sky(pen: Pen) -> None:
-    """Sky, sun or moon, stars and clouds; on paper the sky is left unpainted."""
+def draw_sky(pen: Pen, pieces: dict[str, int]) -> None:
+    """Sky, sun or moon, and so many stars and clouds; on paper the sky is left unpainted."""
     scene, amounts = pen.scene, dict(pen.scene.extras)
     if scene.style == PLAIN:
         top, low = (104, 176, 240), (206, 232, 250)
@@ -29,8 +29,8 @@ def draw_sky(pen: Pen) -> None:
         x, y = scene.light
         box = (x - 0.09, y - 0.09, x + 0.09, y + 0.09)
         paint(pen, MOON if scene.darkness else SUN, box, (230, 180, 40), outlined=scene.style != PLAIN, cover=240)
-    draw_stars(pen, amounts.get("starry", 0))
-    draw_clouds(pen, amounts.get("cloudy", 0))
+    draw_stars(pen, pieces.get("starry", 0))
+    draw_clouds(pen, pieces.get("cloudy", 0))
 
 
 def draw_stars(pen: Pen, amount: int) -> None:

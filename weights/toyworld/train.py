@@ -2,8 +2,8 @@
 
 Stages; those that take hours are resumed where they were left (the state lies in `--run`, every few minutes a fresh one):
     pictures   draw the world into one array, with its captions, and learn the vocabulary
-    vae        pictures -> latents -> pictures: L1 + MSE, and a little KL that keeps the latents near a unit Gaussian
-    latents    encode every picture once
+    vae        pictures -> latents -> pictures: L1 + MSE, and a little KL that keeps the latents near a unit Gaussian;
+               then encode every picture once
     unet       denoise latents, text encoder and UNet together: min-SNR-5 (Hang et al. 2023), the noisiest weighed up, 10 % captions dropped
     decoder    train the VAE's decoder on, the latents staying what they are
     export     write the checkpoint in the folder layout of diffusers, in half precision

@@ -7,11 +7,13 @@ It learns from drawn pictures only, as they are, a little blurred, and through t
 
 import argparse
 from collections.abc import Sequence
+from multiprocessing import Pool
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -20,14 +22,17 @@ from minip2p.errors import PromptError
 from minip2p.files import write_whole
 from weights.command import command
 from weights.toyworld import world
-from weights.toyworld.judge import FILE, GRID, PARTS, WEATHER, WHOLE, Judge, through_vae
+from weights.toyworld.judge import FILE, GRID, PARTS, SHOWN, WEATHER, WHOLE, Judge, peaks, test, through_vae
 from weights.toyworld.loop import Run
+from weights.toyworld.picture import trace
 from weights.toyworld.scene import COLOURS, EXTRAS, PENCIL, PLACES, STYLES, Scene
 from weights.toyworld.sizes import SIDE
 from weights.toyworld.things import NOUNS
 from weights.toyworld.train import as_images
 
 TRAINING = 1_000_000  # first seed of its pictures
+BATCH, SOFT = 64, 8  # pictures at a time, and how many of them are blurred
+VALIDATION = 500_000  # its log tells how it does on these of the unseen pictures; the first of them are kept for the end
 
 
 def truth_of(scene: Scene, boxes: Sequence[tuple[int, int, int, int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -41,42 +46,52 @@ def truth_of(scene: Scene, boxes: Sequence[tuple[int, int, int, int]]) -> tuple[
     return things, np.array(whole + [amounts.get(word, 0) / EXTRAS[word][1] for word in WEATHER], np.float32)
 
 
+def traces_of(scene: Scene, picture: Image.Image) -> np.ndarray:
+    """(4, 16, 16) bool: the cells that show each kind of weather, by more than one pixel; none where it is hidden."""
+    traces = np.zeros((len(WEATHER), GRID, GRID), bool)
+    for word, _ in scene.extras:
+        pixels = trace(scene, picture, word)
+        if pixels.sum() >= SHOWN:
+            traces[WEATHER.index(word)] = pixels.reshape(GRID, SIDE // GRID, GRID, SIDE // GRID).sum((1, 3)) > 1
+    return traces
+
+
+def _draw(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    picture, _, scene, rendered = world.example(seed, SIDE)
+    return np.asarray(picture), *truth_of(scene, rendered.boxes), traces_of(scene, picture)
+
+
 def draw(count: int, vae_count: int, sd: StableDiffusion, file: Path) -> list[np.ndarray]:
-    """Pictures (uint8), the first of them also through the VAE, things and whole; kept in a file."""
+    """Pictures (uint8), the truths about them (things, whole, traces), the first of them through the VAE; kept in a file."""
+    names = ("pictures", "things", "whole", "traces", "through")
     if not file.exists():
-        pictures = np.empty((count, SIDE, SIDE, 3), np.uint8)
-        truths = []
-        for i in range(count):
-            picture, _, scene, rendered = world.example(TRAINING + i, SIDE)
-            pictures[i] = np.asarray(picture)
-            truths.append(truth_of(scene, rendered.boxes))
+        with Pool() as pool:
+            drawn = [np.stack(part) for part in zip(*pool.imap(_draw, range(TRAINING, TRAINING + count), chunksize=256))]
         print(f"{count} pictures drawn", flush=True)
-        through = np.concatenate([through_vae(sd, pictures[i : i + 50]) for i in range(0, vae_count, 50)])
+        drawn.append(through_vae(sd, drawn[0][:vae_count]))
         print(f"{vae_count} pictures through the VAE", flush=True)
-        things, whole = (np.stack(part) for part in zip(*truths))
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, lambda path: np.savez(path, pictures=pictures, through=through, things=things, whole=whole))
+        write_whole(file, lambda path: np.savez(path, **dict(zip(names, drawn))))
     kept = np.load(file)
-    return [kept[name] for name in ("pictures", "through", "things", "whole")]
+    return [kept[name] for name in names]
 
 
-def heat(things: Tensor) -> tuple[Tensor, Tensor]:
-    """Boxes (B, 2, 4) in pixels -> (B, 2, 16, 16), 1 at the cell of each centre and less around it; (B, 2, 2) these cells."""
+def heat(things: Tensor) -> Tensor:
+    """Boxes (B, 2, 4) in pixels -> (B, 2, 16, 16), 1 at the cell of each centre and less around it."""
     centres = torch.stack([things[..., [0, 2]].mean(-1), things[..., [1, 3]].mean(-1)], -1)
     cells = (centres * GRID / SIDE).floor().clamp(0, GRID - 1)
     line = torch.arange(GRID)
     x, y = (torch.exp(-(line - cells[..., i, None]).square() / 1.3) for i in (0, 1))
-    return y[..., :, None] * x[..., None, :], cells
+    return y[..., :, None] * x[..., None, :]
 
 
-def loss_of(judge: Judge, images: Tensor, things: Tensor, whole: Tensor) -> Tensor:
-    """How wrong the judge is about a batch: images (B, 3, 64, 64), things (B, 2, 6), whole (B, 7)."""
+def loss_of(judge: Judge, images: Tensor, things: Tensor, whole: Tensor, traces: Tensor) -> Tensor:
+    """How wrong the judge is about a batch: images (B, 3, 64, 64), things (B, 2, 6), whole (B, 7), traces (B, 4, 16, 16)."""
     cells, answers = judge(images)
-    nouns, boxes, colours = cells.split(list(PARTS.values()), 1)
-    place, style, night, weather, amounts = answers.split(list(WHOLE.values()), 1)
+    nouns, boxes, colours, weather = cells.split(list(PARTS.values()), 1)
+    place, style, night, amounts = answers.split(list(WHOLE.values()), 1)
     there = things[..., 0] >= 0
-    warm, _ = heat(things[..., 1:5])
-    warm = warm * there[..., None, None]
+    warm = heat(things[..., 1:5]) * there[..., None, None]
     wanted = torch.zeros_like(nouns)
     for thing in (0, 1):  # two of one noun share a map
         index = things[:, thing, 0].long().clamp(min=0)[:, None, None, None].expand(-1, 1, GRID, GRID)
@@ -97,34 +112,47 @@ def loss_of(judge: Judge, images: Tensor, things: Tensor, whole: Tensor) -> Tens
         loss = loss - 0.5 * (logs.gather(1, index)[:, 0] * coloured[:, thing]).sum() / coloured.sum().clamp(min=1)
 
     loss = loss + F.cross_entropy(place, whole[:, 0].long()) + F.cross_entropy(style, whole[:, 1].long())
-    some = (whole[:, 2:] > 0).float()
-    loss = loss + 2 * F.binary_cross_entropy_with_logits(torch.cat([night, weather], 1), some)
+    loss = loss + 0.4 * F.binary_cross_entropy_with_logits(night[:, 0], (whole[:, 2] > 0).float())
+    traces = traces.float()
+    loss = loss + 20 * F.binary_cross_entropy_with_logits(weather, traces)  # of each cell
+    loss = loss + 2 * F.binary_cross_entropy_with_logits(peaks(weather), peaks(traces))  # a picture shows what some cell shows
     return loss + 5 * (amounts - whole[:, 2:]).square().mean()
 
 
+def mirrored(images: Tensor, things: Tensor, traces: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Left and right exchanged."""
+    things = things[..., [0, 3, 2, 1, 4, 5]]
+    things[..., [1, 3]] = SIDE - things[..., [1, 3]]
+    return images.flip(3), things, traces.flip(3)
+
+
 def train(run: Path, sd: StableDiffusion, count: int, vae_count: int, steps: int) -> Judge:
-    """Two of five pictures through the VAE, two of five as drawn, one a little blurred and noisy; half of them mirrored."""
-    pictures, through, things, whole = draw(count, vae_count, sd, run / f"judged-{count}.npz")
+    """Half of the pictures through the VAE, three of eight as drawn, one of eight a little blurred and noisy; half of all mirrored."""
+    pictures, things, whole, traces, through = draw(count, vae_count, sd, run / f"judged-{count}.npz")
     torch.manual_seed(0)
     judge = Judge().to(memory_format=torch.channels_last)
 
     def batch(generator, rng):
-        blurred, drawn = rng.integers(0, len(pictures), 6), rng.integers(0, len(pictures), 13)
-        seen = rng.integers(0, len(through), 13)
+        blurred, drawn = rng.integers(0, len(pictures), SOFT), rng.integers(0, len(pictures), BATCH // 2 - SOFT)
+        seen = rng.integers(0, len(through), BATCH // 2)
         index = np.concatenate([blurred, drawn, seen])
         images = as_images(np.concatenate([pictures[blurred], pictures[drawn], through[seen]]), "cpu")
-        soft = F.avg_pool2d(F.pad(images[:6], (1, 1, 1, 1), mode="replicate"), 3, 1)
-        images[:6] = torch.lerp(images[:6], soft, torch.rand(6, 1, 1, 1, generator=generator))
-        images[:6] += 0.06 * torch.randn(6, 3, SIDE, SIDE, generator=generator)
-        boxed, mirrored = torch.from_numpy(things[index]), torch.rand(len(index), generator=generator) < 0.5
-        images[mirrored] = images[mirrored].flip(3)
-        boxed[mirrored] = boxed[mirrored][..., [0, 3, 2, 1, 4, 5]] * torch.tensor([1, -1, 1, -1, 1, 1]) + torch.tensor(
-            [0, SIDE, 0, SIDE, 0, 0]
+        soft = F.avg_pool2d(F.pad(images[:SOFT], (1, 1, 1, 1), mode="replicate"), 3, 1)
+        images[:SOFT] = torch.lerp(images[:SOFT], soft, torch.rand(SOFT, 1, 1, 1, generator=generator))
+        images[:SOFT] += 0.06 * torch.randn(SOFT, 3, SIDE, SIDE, generator=generator)
+        boxed, shown = torch.from_numpy(things[index]), torch.from_numpy(traces[index])
+        turned = torch.rand(BATCH, generator=generator) < 0.5
+        images[turned], boxed[turned], shown[turned] = mirrored(images[turned], boxed[turned], shown[turned])
+        return loss_of(judge, images, boxed, torch.from_numpy(whole[index]), shown)
+
+    def validate():
+        row = test(judge, sd, VALIDATION, 100)["through the VAE"]
+        return ", ".join(
+            f"{what} {sum(right) / len(right):.1%}" for what, right in row.items() if what in ("nouns", "weather that shows")
         )
-        return loss_of(judge, images, boxed, torch.from_numpy(whole[index]))
 
     training = Run(run / "judge.pt", judge, 3e-3, steps, average=0.998)
-    training.train(batch, lambda: "")
+    training.train(batch, validate)
     judge.load_state_dict(training.ema)
     write_whole(FILE, lambda path: save_file({name: t.half().contiguous() for name, t in judge.state_dict().items()}, path))
     return judge.eval()
@@ -134,13 +162,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", default=str(FILE.parent.parent / "toy"), help="the model whose VAE is used")
     parser.add_argument("--run", type=Path, default=Path("weights/toyworld/run"), help="where the training's state lies")
-    parser.add_argument("--pictures", type=int, default=12_000)
-    parser.add_argument("--steps", type=int, default=3_600)
+    parser.add_argument("--pictures", type=int, default=60_000)
+    parser.add_argument("--steps", type=int, default=10_000)
     args = parser.parse_args()
     if args.pictures < 8:
-        raise PromptError(f"--pictures {args.pictures} is too few: at least 8, so that three go through the VAE")
+        raise PromptError(f"--pictures {args.pictures} is too few: at least 8, so that five go through the VAE")
     sd = StableDiffusion.load(args.weights, device="cpu")
-    train(args.run, sd, args.pictures, args.pictures * 3 // 8, args.steps)
+    train(args.run, sd, args.pictures, args.pictures * 5 // 8, args.steps)
     print(FILE)
 
 
