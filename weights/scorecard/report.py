@@ -114,7 +114,7 @@ def short(summary: dict) -> str:
     """Every aim, and whether it is reached."""
     one, two = summary["obeyed with less"].values()
     swaps, alike, style, night = (summary["edits"][kind] for kind in (SWAP, ALIKE, STYLE, NIGHT))
-    without, edit = (both(swaps, method) for method in ("no control", "edit"))
+    without, edit = (of(swaps, method, "both") for method in ("no control", "edit"))
     at_5 = f", at guidance {LESS_GUIDANCE:g}"
     aimed = [  # what, its share, the same without control, aim
         (f"a thing alone is found{at_5}", one["noun"], None, 0.97),
@@ -122,12 +122,12 @@ def short(summary: dict) -> str:
         *((f"{what}{at_5}, of one thing or two: the worse", min(one[what], two[what], key=lambda value: value[0] or 0), None, aim)
           for what, aim in (("colour", 0.90), ("place", 0.97), ("style", 0.97))),
         ("a noun's mean 16 x 16 map has its strongest cell in the thing", summary["pointing"]["16"]["mean"], None, 0.95),
-        ("a noun of two swapped: reached", swaps["edit"]["reached"], swaps["no control"]["reached"], None),
+        ("a noun of two swapped: reached", of(swaps, "edit", "reached"), of(swaps, "no control", "reached"), None),
         (f"the other thing's box overlaps by more than {KEPT:g}", *(summary["other thing kept"].get(m, (None, 0)) for m in ("edit", "no control")), None),
         ("reached, and both things' boxes overlap so far", edit, without, 0.90),
-        ("the same, where the two nouns are drawn in like sizes", both(alike, "edit"), both(alike, "no control"), 0.90),
-        ('"a child\'s drawing of" added: reached', style["edit"]["reached"], style["no control"]["reached"], 0.97),
-        ('"at night" added: reached', night["edit"]["reached"], night["no control"]["reached"], 0.97),
+        ("the same, where the two nouns are drawn in like sizes", of(alike, "edit", "both"), of(alike, "no control", "both"), 0.90),
+        ('"a child\'s drawing of" added: reached', of(style, "edit", "reached"), of(style, "no control", "reached"), 0.97),
+        ('"at night" added: reached', of(night, "edit", "reached"), of(night, "no control", "reached"), 0.97),
     ]  # fmt: skip
     body = [[what, percent(value), percent(other) if other else "", f"{aim:.0%}: {met(value[0], aim)}" if aim else ""]
             for what, value, other, aim in aimed]  # fmt: skip
@@ -139,8 +139,9 @@ def short(summary: dict) -> str:
     return rows(["", "the toy", "without control", "aim"], body)
 
 
-def both(methods: dict, name: str) -> Share:
-    return methods[name]["both"]
+def of(methods: dict, name: str, what: str) -> Share:
+    """One cell of the edits' table; nothing if no trial of them counted."""
+    return methods[name][what] if name in methods else (None, 0)
 
 
 def obeyed(summary: dict) -> str:
