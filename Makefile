@@ -34,7 +34,7 @@ scorecard: $(RUNTIME) ## measure how good the toy is (20 minutes; weights/scorec
 bench: $(TESTING) ## compare speed and memory with diffusers and the authors' way
 	$(PYTHON) -m tests.bench.bench
 
-FIGURES := lesson1/01_beliefs lesson2/03_steps lesson3/03_window lesson4/02_phrases lesson5/02_words lesson6/01_local \
+FIGURES := lesson1/01_beliefs lesson2/03_steps lesson3/03_window lesson4/02_phrases lesson5/02_words lesson6/06_stack \
            lesson7/05_odd lesson8/03_edits lesson9/01_rivals
 pictures: lesson1 lesson2 lesson3 lesson4 lesson5 lesson6 lesson7 lesson8 lesson9 ## draw the README's pictures anew (all lessons)
 	cp out/lesson3/05_seeds.png lessons/images/swap.png
