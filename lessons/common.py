@@ -140,13 +140,13 @@ def explains(sd: StableDiffusion, latents: Tensor, prompts: list[str], levels: i
 the_judge = cache(judge.load)  # read once, asked often
 
 
-def shows(picture: Image.Image, noun: str) -> bool:
-    """Does the judge find this noun in the picture? See `swapped`."""
-    (seen,) = the_judge().look([picture.resize((judge.SIDE, judge.SIDE))])
-    return seen.find(noun) is not None
+def judged(picture: Image.Image) -> judge.Verdict:
+    """What a detector that was trained on the toy's world sees (weights/toyworld/judge.py); `.find("cat")` is None if it finds
+    no cat. It knows the toy's ten nouns, in pictures as the toy draws them."""
+    return the_judge().look([picture.resize((judge.SIDE, judge.SIDE))])[0]
 
 
 def swapped(picture: Image.Image, old: str, new: str) -> bool:
-    """Is one noun in the other's place? A detector trained on the toy's world (weights/toyworld/judge.py) must find the new
-    noun and no longer the old one. It knows the toy's ten nouns, in pictures as the toy draws them."""
-    return shows(picture, new) and not shows(picture, old)
+    """Is one noun in the other's place? The judge must find the new noun and no longer the old one."""
+    seen = judged(picture)
+    return seen.find(new) is not None and seen.find(old) is None

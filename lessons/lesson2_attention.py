@@ -11,7 +11,7 @@ token's vector, or only the tokens after it, are exchanged. Half a minute on two
 import torch
 import torch.nn.functional as F
 
-from lessons.common import changed, load, save, settings, shows, spent
+from lessons.common import changed, judged, load, save, settings, spent
 from minip2p import plots
 from minip2p.ddim import ddim_step, predict_clean
 from minip2p.maps import nearest
@@ -183,7 +183,8 @@ save(figure, chosen, "05_tokens")
 
 print(f"\n{'vectors with the boat':24}{'a boat seen':>13}{'a tree seen':>13}{'pixels changed':>16}")
 for i, name in enumerate(mixes):
-    boats, trees = (sum(shows(row[i], noun) for row in rows) / many for noun in ("boat", "tree"))
+    seen = [judged(row[i]) for row in rows]
+    boats, trees = (sum(verdict.find(noun) is not None for verdict in seen) / many for noun in ("boat", "tree"))
     other = sum(changed(row[0], row[i]) for row in rows) / many
     print(f"{name.replace(chr(10), ' '):24}{boats:>13.0%}{trees:>13.0%}{other:>16.0%}")
 

@@ -77,6 +77,7 @@ class Inversion(Kept):
 
     @classmethod
     def from_parts(cls, tensors: dict[str, Tensor], said: dict) -> "Inversion":
+        """The way back from `parts`. ValueError if they do not fit together."""
         said["crop"] = said["crop"] and tuple(said["crop"])
         said["losses"] = said["losses"] and tuple(map(tuple, said["losses"]))
         loaded = cls(**{"null_text": None} | tensors | said)

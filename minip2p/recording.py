@@ -64,6 +64,7 @@ class Recording(Kept):
 
     @classmethod
     def from_parts(cls, tensors: dict[str, Tensor], said: dict) -> "Recording":
+        """The way back from `parts`. ValueError if they do not fit together."""
         sites = [Site(**site) for site in said.pop("sites")]
         maps = {site: tensors.pop(f"maps.{site.name}") for site in sites}
         loaded = cls(maps=maps, **tensors, **said)

@@ -172,6 +172,27 @@ def test_an_aim_is_reached_or_not():
     assert report.met(0.9, 0.9) == "reached" and report.met(None, 0.9) == report.met(0.89, 0.9) == "not reached"
 
 
+def test_every_aim_stands_beside_its_number():
+    def said(share: float) -> dict:
+        return dict.fromkeys(("noun", "nouns", "colour", "place", "style"), (share, 200))
+
+    def methods(edit: float, without: float) -> dict:
+        return {name: {"reached": (share, 200), "both": (share, 200)} for name, share in (("edit", edit), ("no control", without))}
+
+    summary = {
+        "obeyed with less": {1: said(0.97), 2: said(0.96)}, "pointing": {"16": {"mean": (0.94, 300)}},
+        "edits": {"swap a noun in a pair": methods(0.91, 0.3), "the same, nouns of like size": methods(0.8, 0.4),
+                  'add "a child\'s drawing of"': methods(1.0, 1.0), 'add "at night"': {}},
+        "other thing kept": {"edit": (0.99, 200), "no control": (0.5, 200)}, "vae": (28.5, 200), "seconds of an edit": 2.4, "cores": 2,
+    }  # fmt: skip
+    lines = [line.split(" | ") for line in report.short(summary).splitlines()[2:]]
+    assert [cells[-1].strip(" |") for cells in lines] == [
+        "97%: reached", "90%: reached", "90%: reached", "97%: not reached", "97%: not reached", "95%: not reached", "", "",
+        "90%: reached", "3: reached", "90%: not reached", "97%: reached", "97%: not reached", "32 dB: not reached", "5 s on two: reached",
+    ]  # fmt: skip
+    assert lines[8][1:3] == ["91.0% of 200", "30.0% of 200"] and lines[9][1] == "3.0" and lines[12][1] == "–"
+
+
 def tables(text: str) -> list[str]:
     parts = [part for part in text.split("\n\n") if part.startswith("|")]
     assert len(parts) == 7
