@@ -59,7 +59,7 @@ def draw(place: str, pieces: list[Piece], size: int = 64) -> Image.Image:
     scene = Scene((), None, place, PLAIN, 0.0, (), world.PLACES[place].horizon[0] + 0.06, None, seed=7)
     flat, owners = (Image.new(mode, (4 * size, 4 * size)) for mode in ("RGB", "L"))
     pen = Pen(scene, ImageDraw.Draw(flat), None, ImageDraw.Draw(owners), 4 * size)
-    draw_sky(pen)
+    draw_sky(pen, {})
     draw_ground(pen)
     for index, (noun, colour, box, upside_down) in enumerate(pieces):
         if index == 0:
