@@ -15,7 +15,7 @@ import torch
 import minip2p
 from lessons.common import as_array, darkness, greyness, load, save, settings, spent
 from minip2p import plots
-from weights.scorecard.measures import specks_in_the_sky
+from weights.scorecard.measures import grey_in_the_sky, specks_in_the_sky
 
 chosen = settings("lesson5")
 SEED, STEPS, GUIDANCE = chosen.seed, chosen.steps, 7.5
@@ -143,13 +143,6 @@ save(figure, chosen, "01_slider")
 # What each word should bring, as a number from a picture of shape (height, width, 3) with values from 0 to 1. To compare
 # pictures with each other, a quarter of the steps, to save time.
 FEW = max(1, STEPS // 4)
-
-
-def grey_in_the_sky(picture):
-    """The share of pixels with next to no colour in the upper third."""
-    sky = picture[: len(picture) // 3]
-    return (sky.amax(-1) - sky.amin(-1) < 0.2).float().mean()
-
 
 WORDS = {
     "night": (NIGHT, darkness),

@@ -116,7 +116,7 @@ save(figure, chosen, "02_back")
 # So it is usually told (Mokady et al. 2022). Take a picture that the model drew itself at guidance 1, from noise we have.
 # Coming back from that very noise there is no inversion error, so what is missed with guidance is guidance's own doing: it
 # leads elsewhere. Then invert the same picture, and come back from there: how much worse the third row is than the second is
-# the inversion's error, amplified or not. (The first row is another picture: compare the last two.)
+# the inversion's error, amplified or not (on the toy, with guidance, it is no worse). The first row is another picture.
 own = sd.generate(PROMPT, seed=chosen.seed, steps=STEPS, guidance=1)
 print("\nrelative error of the way back, for two pictures of the same prompt")
 print(f"{'':42}" + "".join(f"{f'guidance {guidance}':>14}" for guidance in paths))

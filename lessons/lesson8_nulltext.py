@@ -176,7 +176,7 @@ caption = {name: inversion.prompt for name, inversion in inversions.items()}
 castle = [caption["house"], caption["house"].replace("house", "castle")]
 night = [caption["dog_and_castle"], caption["dog_and_castle"] + " at night"]
 cloudy = [caption["cat_on_a_car"]] * 2
-blend = minip2p.LocalBlend(words, castle, ["house", "castle"], threshold=0.5)  # as in lesson 6
+blend = minip2p.LocalBlend(words, castle, ["house", "castle"], threshold=0.5)  # as in lesson 6; the castle is wider than the mask, which cuts it
 edits = {
     "swap": ("house", "house -> castle", minip2p.Swap(words, castle)),
     "swap, local blend": ("house", "house -> castle, blended", minip2p.Swap(words, castle, blend=blend)),

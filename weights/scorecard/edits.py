@@ -18,7 +18,7 @@ WEIGHT_WINDOWS = (1.0, 0.0)  # for re-weighting: all steps, and self-attention f
 SOME = 0.002  # a picture with less of a word does not show it; of specks, three
 LESS = 0.05  # less by this share of it counts as less of a word
 GRADED = {  # the word that is re-weighted, how a prompt says it, what is measured
-    "night": ("at night", "darkness"), "starry": ("on a starry night", "specks"), "cloudy": (", cloudy", "cloudy"),
+    "night": ("at night", "darkness"), "starry": ("on a starry night", "specks"), "cloudy": (", cloudy", "grey"),
     "snowy": (", snowy", "snowy"), "flowers": ("with flowers", "with flowers"), "red": ("", "redness"),
 }  # fmt: skip
 

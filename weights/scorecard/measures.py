@@ -52,11 +52,17 @@ def specks_in_the_sky(picture: Tensor) -> Tensor:
     return (sky - F.avg_pool2d(sky, 5, 1, 2, count_include_pad=False) > 0.2).double().mean()
 
 
+def grey_in_the_sky(picture: Tensor) -> Tensor:
+    """Of (height, width, 3) in [0, 1]: the share of pixels with next to no colour in the upper third."""
+    sky = picture[: len(picture) // 3]
+    return (sky.amax(-1) - sky.amin(-1) < 0.2).double().mean()
+
+
 def amount(what: str, image: Image.Image, seen: Verdict, thing: Found | None) -> float:
-    """How much of a graded word a picture shows, from about 0 to 1: darkness, specks and redness from its pixels, else the judge."""
+    """How much of a graded word a picture shows, from about 0 to 1: from its pixels, or else as the judge estimates it."""
     pixels = np.asarray(image, float) / 255
-    if what == "specks":
-        return float(specks_in_the_sky(torch.from_numpy(pixels)))
+    if what in ("specks", "grey"):
+        return float({"specks": specks_in_the_sky, "grey": grey_in_the_sky}[what](torch.from_numpy(pixels)))
     if what == "darkness":
         return float(1 - pixels.mean())
     if what == "redness":  # in the thing's box in the source: red above the mean of green and blue

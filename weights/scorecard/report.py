@@ -92,7 +92,8 @@ nothing to blend; there the other methods were tried in the first {RIVALS} trial
 
 The mean amount at each weight, over prompts with one thing, cross-attention window {WEIGHT_WINDOWS[0]:g} and self-attention window {WEIGHT_WINDOWS[1]:g}. From the pixels:
 darkness (1 - brightness), specks (the share of pixels in the upper third that are clearly brighter than those around them: stars),
-redness (red above green and blue in the thing's box). The others are the judge's amounts.
+grey (the share of pixels in the upper third with next to no colour), redness (red above green and blue in the thing's box). The
+others are the judge's amounts, which say little beyond 1, the most that it has learned.
 
 {weights(summary["reweight"])}
 *Rises*: each mean is above the one before, and at least {MOST:.0%} of the pictures have more of it at 4 than at -2; *clearly*: by more than two
