@@ -9,7 +9,7 @@ endif
 LESSONS := $(sort $(patsubst lessons/%.py,%,$(wildcard lessons/lesson*.py)))
 
 help: ## this text
-	@echo "minip2p: Prompt-to-Prompt, to be read.  make TARGET [NAME=value ...]"; echo
+	@echo "minip2p: Prompt-to-Prompt on a Stable Diffusion written out by hand.  make TARGET [NAME=value ...]"; echo
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@for name in $(LESSONS); do printf "  %-9s %s\n" "$${name%%_*}" "$$(sed -n '1s/"""//p' lessons/$$name.py)"; done
 	@echo; echo "  Lessons take WEIGHTS, DEVICE, SEED, STEPS, SEEDS and OUT, e.g. make lesson3 SEED=7"
@@ -22,8 +22,8 @@ lesson%: $(RUNTIME)
 test: $(TESTING) ## run all tests
 	$(PYTHON) -m pytest
 
-weights: $(RUNTIME) ## fetch Stable Diffusion 1.5 (2.1 GB) into weights/
-	$(PYTHON) -m weights.fetch
+weights: $(RUNTIME) ## fetch Stable Diffusion into weights/ (MODEL=1.5, 1.4 or bk-sdm-tiny)
+	$(PYTHON) -m weights.fetch $(MODEL)
 
 toy: $(RUNTIME) ## train the toy Stable Diffusion anew (hours; weights/README.md)
 	$(PYTHON) -m weights.toyworld.train
@@ -34,11 +34,8 @@ scorecard: $(RUNTIME) ## measure how good the toy is (20 minutes; weights/scorec
 bench: $(TESTING) ## compare speed and memory with diffusers and the authors' way
 	$(PYTHON) -m tests.bench.bench
 
-FIGURES := lesson1/01_beliefs lesson2/03_steps lesson3/03_window lesson4/02_phrases lesson5/02_words lesson6/06_stack \
-           lesson7/05_odd lesson8/03_edits lesson9/01_rivals
-pictures: lesson1 lesson2 lesson3 lesson4 lesson5 lesson6 lesson7 lesson8 lesson9 ## draw the README's pictures anew (all lessons)
-	cp out/lesson3/05_seeds.png lessons/images/swap.png
-	$(foreach figure,$(FIGURES),cp out/$(figure).png lessons/images/$(firstword $(subst /, ,$(figure))).png;)
+pages: $(RUNTIME) ## run all lessons and write lessons/pages anew (ten minutes)
+	$(PYTHON) -m lessons.pages
 
 clean: ## remove the virtual environment and what lessons wrote
 	rm -rf $(VENV) out
@@ -53,5 +50,5 @@ $(VENV)/tests-installed: requirements-test.txt $(VENV)/runtime-installed
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
 	@touch $@
 
-.PHONY: help test weights toy scorecard bench pictures clean
+.PHONY: help test weights toy scorecard bench pages clean
 .DEFAULT_GOAL := help

@@ -1,47 +1,44 @@
-"""What every lesson shares: its settings from the environment, saving a figure, and measures of a picture."""
+"""What every lesson uses: its settings from the environment, the model, and how figures, pages and tables are shown."""
 
 import os
-import resource
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from matplotlib.figure import Figure
-from PIL import Image
-from torch import Tensor
 
-from minip2p import CheckpointError, PromptError, StableDiffusion
-from minip2p.files import write_whole
-from weights.toyworld import judge
+from minip2p import CheckpointError, RequestError, StableDiffusion
+from minip2p.save import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
-BEGUN = time.perf_counter()
+TOY = ROOT / "weights" / "toy"
+STARTED = time.perf_counter()
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What `make lessonN NAME=value` can change."""
+    """The values that `make lessonN NAME=value` can change."""
 
     weights: str
     device: str | None
     seed: int
     steps: int
-    seeds: int  # how many seeds the summary at the end is measured on
+    seeds: range  # the seeds of the tables: SEEDS of them, from SEED on
     out: Path
 
+    @property
+    def is_toy(self) -> bool:
+        """True if the model is our toy: only then can its detector measure pictures."""
+        return Path(self.weights).resolve() == TOY
 
-def settings(lesson: str, steps: int = 50) -> Settings:
-    """WEIGHTS, DEVICE, SEED, STEPS, SEEDS from the environment; a value that cannot be used ends the lesson in one line.
 
-    steps: where STEPS is not given. Fewer than 5 are refused: too coarse for the windows of the edits.
-    """
+def settings(lesson: str) -> Settings:
+    """WEIGHTS, DEVICE, SEED, STEPS, SEEDS and OUT from the environment; a value that cannot be used ends the lesson in one line."""
 
-    def number(name: str, default: int, least: int, most: int = 10**9) -> int:
+    def number(name: str, default: int, least: int, most: int) -> int:
         text = os.environ.get(name) or str(default)
         if not text.isdecimal() or not least <= int(text) <= most:
             stop(f"{name}={text} is not a whole number from {least} to {most}")
@@ -49,22 +46,18 @@ def settings(lesson: str, steps: int = 50) -> Settings:
 
     out = Path(os.environ.get("OUT") or ROOT / "out") / lesson
     out.mkdir(parents=True, exist_ok=True)
-    weights = os.environ.get("WEIGHTS") or str(ROOT / "weights" / "toy")
-    return Settings(
-        weights,
-        os.environ.get("DEVICE") or None,
-        number("SEED", 0, 0),
-        number("STEPS", steps, 5, 999),
-        number("SEEDS", 4, 1),
-        out,
-    )
+    weights = os.environ.get("WEIGHTS") or str(TOY)
+    seed = number("SEED", 0, 0, 10**9)
+    steps = number("STEPS", 25, 5, 999)  # fewer than 5 are too coarse for the windows of the edits
+    seeds = range(seed, seed + number("SEEDS", 4, 1, 1000))
+    return Settings(weights, os.environ.get("DEVICE") or None, seed, steps, seeds, out)
 
 
 def load(chosen: Settings) -> StableDiffusion:
-    """The model the settings name; what is wrong with it, in one line."""
+    """The model that the settings name; one line and exit status 2 if it cannot be loaded."""
     try:
         return StableDiffusion.load(chosen.weights, chosen.device)
-    except (CheckpointError, PromptError) as error:
+    except (CheckpointError, RequestError) as error:
         stop(str(error))
 
 
@@ -73,80 +66,43 @@ def stop(message: str):
     raise SystemExit(2)
 
 
-def save(figure: Figure, chosen: Settings, name: str) -> None:
-    path = chosen.out / f"{name}.png"
-    write_whole(path, figure.savefig)
-    print(f"-> {path}", flush=True)
+def show(figure: Figure | str, chosen: Settings, name: str) -> None:
+    """Writes a figure (.png) or an explorer page (.html) to the lesson's folder and prints the path."""
+    path = chosen.out / (f"{name}.png" if isinstance(figure, Figure) else f"{name}.html")
+    if isinstance(figure, Figure):
+        write_whole(path, figure.savefig)
+    else:
+        write_whole(path, lambda file: file.write_text(figure, encoding="utf-8"))
+    print(f"-> {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}", flush=True)
 
 
-def spent() -> None:
-    """Say how long the lesson took, and how much memory at most."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)  # bytes, or KiB
-    print(f"\n{time.perf_counter() - BEGUN:.0f} s on {torch.get_num_threads()} CPU threads, at most {peak:.0f} MiB of memory")
+def table(caption: str, columns: Sequence[str], rows: dict[str, Sequence]) -> None:
+    """Prints a table: `rows` maps a row's name to its values; a float has two decimals, None is left out."""
+
+    def cell(value) -> str:
+        return (
+            ""
+            if value is None
+            else value
+            if isinstance(value, str)
+            else f"{value:.2f}"
+            if isinstance(value, float)
+            else str(value)
+        )
+
+    cells = [["", *columns], *([name, *map(cell, values)] for name, values in rows.items())]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    print(f"\n{caption}")
+    for row in cells:
+        print("  ".join([row[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(row[1:], widths[1:]))]).rstrip())
+    print(flush=True)
 
 
-# ---------------------------------------------------------------- measures
+def percent(values: Sequence[float]) -> str:
+    """The mean of truth values or shares, as a percentage."""
+    return f"{100 * sum(map(float, values)) / len(values):.0f} %"
 
 
-def psnr(a: Image.Image, b: Image.Image) -> float:
-    """How alike two pictures are, in dB: below 15 they differ widely, from 40 on nobody sees it."""
-    return float(-10 * (as_array(a) - as_array(b)).square().mean().clamp(min=1e-10).log10())
-
-
-def changed(a: Image.Image, b: Image.Image, by: float = 0.15) -> float:
-    """The share of pixels in which some colour differs by more than this part of its range."""
-    return float(((as_array(a) - as_array(b)).abs().amax(-1) > by).float().mean())
-
-
-def darkness(array: Tensor) -> Tensor:
-    """Of `as_array(picture)`: 0 for white, 1 for black."""
-    return 1 - array.mean()
-
-
-def greyness(array: Tensor) -> Tensor:
-    """Of `as_array(picture)`: 1 where all pixels are grey, 0 where each has one colour in full and another not at all."""
-    return 1 - (array.amax(-1) - array.amin(-1)).mean()
-
-
-def layout(a: Image.Image, b: Image.Image) -> float:
-    """How far two pictures have their outlines in the same places: the correlation of their edges, which are the gradient
-    magnitude of the grey picture, averaged over 16 x 16 cells. 1 for the same picture, also if it is lighter or darker as a
-    whole; unrelated pictures are not at 0, for most have a horizon and a thing on the ground."""
-    greys = [torch.stack(torch.gradient(as_array(picture).mean(-1))).norm(dim=0) for picture in (a, b)]
-    return float(torch.corrcoef(torch.stack([F.adaptive_avg_pool2d(edges[None], 16).flatten() for edges in greys]))[0, 1])
-
-
-def as_array(picture: Image.Image) -> Tensor:
-    return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)
-
-
-@torch.no_grad()
-def explains(sd: StableDiffusion, latents: Tensor, prompts: list[str], levels: int = 16) -> int:
-    """Which prompt explains a picture (1, 4, h, w) best: the one with whose text the model predicts added noise best.
-
-    A diffusion classifier (Li et al. 2023, arXiv 2303.16203): the model judges its picture, at `levels` noise levels.
-    """
-    noise = torch.randn((levels, *latents.shape[1:]), generator=torch.Generator().manual_seed(0)).to(latents.device)
-    t = torch.linspace(200, 800, levels).long()
-    a = sd.schedule.alphas_cumprod[t].to(latents.device)[:, None, None, None]
-    noisy = a.sqrt() * latents + (1 - a).sqrt() * noise
-    errors = []
-    for prompt in prompts:
-        output = sd.unet(noisy.to(sd.dtype), t.to(latents.device), sd.encode_text(prompt).expand(levels, -1, -1)).float()
-        errors.append((sd.schedule.noise(output, noisy, a) - noise).square().mean())
-    return int(torch.stack(errors).argmin())
-
-
-the_judge = cache(judge.load)  # read once, asked often
-
-
-def judged(picture: Image.Image) -> judge.Verdict:
-    """What a detector that was trained on the toy's world sees (weights/toyworld/judge.py); `.find("cat")` is None if it finds
-    no cat. It knows the toy's ten nouns, in pictures as the toy draws them."""
-    return the_judge().look([picture.resize((judge.SIDE, judge.SIDE))])[0]
-
-
-def swapped(picture: Image.Image, old: str, new: str) -> bool:
-    """Is one noun in the other's place? The judge must find the new noun and no longer the old one."""
-    seen = judged(picture)
-    return seen.find(new) is not None and seen.find(old) is None
+def finish() -> None:
+    """Prints how long the lesson took."""
+    print(f"{time.perf_counter() - STARTED:.0f} s on {torch.get_num_threads()} CPU threads")

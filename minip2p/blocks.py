@@ -1,4 +1,4 @@
-"""The convolutional pieces that the UNet and the VAE share: a residual block, halving and doubling."""
+"""The convolutional layers that the UNet and the VAE share: a residual block, downsampling and upsampling."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ class ResnetBlock(nn.Module):
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, channels, eps=eps)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
-        if time_channels is not None:  # the VAE knows no time
+        if time_channels is not None:  # the VAE has no timestep
             self.time_emb_proj = nn.Linear(time_channels, out_channels)
         self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
@@ -27,7 +27,7 @@ class ResnetBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve height and width. The UNet pads all four sides, the VAE only right and below, as each was trained."""
+    """Halves height and width. The UNet pads all four sides, the VAE only the right and the bottom, as each was trained."""
 
     def __init__(self, channels: int, symmetric: bool):
         super().__init__()
@@ -39,7 +39,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double height and width: repeat each pixel, then smooth."""
+    """Doubles height and width: repeats each pixel, then convolves."""
 
     def __init__(self, channels: int):
         super().__init__()

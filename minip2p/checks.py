@@ -1,74 +1,139 @@
-"""What a caller of `generate`, `record` and `invert` may say: PromptError, one line, for anything else."""
+"""Checks of what a caller gives: RequestError or PromptError, in one line, for a value that cannot be used."""
 
 import math
 from collections.abc import Sequence
+from contextlib import contextmanager
 from numbers import Integral, Real
 
+import torch
 from torch import Tensor
 
-from minip2p.ddim import Schedule
-from minip2p.errors import PromptError
+from minip2p.errors import PromptError, RequestError
+from minip2p.scheduler import TRAIN_STEPS
 from minip2p.tokenizer import CLIPTokenizer
 
 
+@contextmanager
+def plain_torch(device: torch.device):
+    """Torch's own settings for a block of code: float32 by default, no autocast, no inference mode.
+
+    A caller's settings would change the pictures (autocast rounds the null text's updates to nothing) or stop the gradients.
+    """
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.inference_mode(False), torch.autocast(device.type, torch.bfloat16, enabled=False), torch.no_grad():
+            yield
+    finally:
+        torch.set_default_dtype(default)
+
+
+# ---------------------------------------------------------------- numbers and sizes
+
+
 def is_number(value) -> bool:
-    """Python's and numpy's numbers, whole or not; True and False are none."""
+    """Python's and numpy's real numbers; True and False are not numbers here."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def is_whole(value) -> bool:
+    """Python's and numpy's whole numbers."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def brief(value) -> str:
-    """What was given, for a message of one line."""
+    """A value as it appears in a message of one line."""
     return " ".join(repr(value).split())[:60]
 
 
-def check_prompts(tokenizer: CLIPTokenizer, prompts: str | Sequence[str], edit=None) -> tuple[str, ...]:
-    """One prompt or several, and those the edit was made for, as a tuple."""
-    if edit is not None and not callable(edit) and not hasattr(edit, "at"):
-        raise PromptError(f"edit is {brief(edit)}: give a Swap, Add or Reweight, or a function (maps, site) -> maps")
-    prompts = (prompts,) if isinstance(prompts, str) else prompts
-    if not isinstance(prompts, Sequence) or not prompts:
-        raise PromptError(f"there is no prompt in {prompts!r}: give one string or a list of them")
-    prompts = tuple(tokenizer.check(prompt) for prompt in prompts)
-    edited = getattr(edit, "prompts", prompts)
-    if tuple(edited) != prompts:
-        raise PromptError(f"the edit was made for {list(edited)} and the prompts are {list(prompts)}: give both the same")
-    return prompts
-
-
-def check_numbers(schedule: Schedule, seed: int, steps: int, guidance: float, negative: str = "") -> tuple[int, int, float]:
-    """Seed, steps and guidance as Python's own numbers, whoever's they were."""
+def check_numbers(seed: int, steps: int, guidance: float, negative: str = "") -> tuple[int, int, float]:
+    """Seed, steps and guidance as Python's own numbers."""
     if not is_whole(seed) or not 0 <= seed < 2**63:
-        raise PromptError(f"seed is {seed!r}: give a whole number from 0 up")
-    last = schedule.num_train_timesteps
-    if not is_whole(steps) or not 1 <= steps < last:
-        raise PromptError(f"steps is {steps!r}: give a whole number from 1 to {last - 1}")
+        raise RequestError(f"seed is {brief(seed)}: give a whole number from 0 up")
+    if not is_whole(steps) or not 1 <= steps < TRAIN_STEPS:
+        raise RequestError(f"steps is {brief(steps)}: give a whole number from 1 to {TRAIN_STEPS - 1}")
     if not is_number(guidance) or not math.isfinite(guidance):
-        raise PromptError(f"guidance is {guidance!r}: give a number, 1 for none, 7.5 as usual")
+        raise RequestError(f"guidance is {brief(guidance)}: give a number, 1 for no guidance, 7.5 as usual")
     if negative and guidance == 1:
-        raise PromptError(f"negative is {negative!r}, which has no say at guidance 1: leave it out, or raise the guidance")
-    return int(seed), int(steps), guidance if isinstance(guidance, (int, float)) else float(guidance)
+        raise RequestError(f"negative is {negative!r}, which has no effect at guidance 1: leave it out, or raise the guidance")
+    return int(seed), int(steps), float(guidance)
 
 
 def check_size(size: int | tuple[int, int], unit: int) -> tuple[int, int]:
     """(height, width) in pixels, multiples of `unit`."""
     size = (size, size) if is_whole(size) else size
     if not isinstance(size, Sequence) or len(size) != 2 or not all(map(is_whole, size)):
-        raise PromptError(f"size is {size!r}: give one side in pixels, or (height, width)")
+        raise RequestError(f"size is {brief(size)}: give one side in pixels, or (height, width)")
     if any(side <= 0 or side % unit for side in size):
         height, width = size
-        good = " x ".join(str(max(unit, round(side / unit) * unit)) for side in size)
-        cause = f"both sides must be multiples of {unit}, the nearest is {good}"
-        raise PromptError(f"size {height} x {width} is not possible: {cause}")
+        nearest = " x ".join(str(max(unit, round(side / unit) * unit)) for side in size)
+        raise RequestError(
+            f"size {height} x {width} is not possible: both sides must be multiples of {unit}, the nearest is {nearest}"
+        )
     return int(size[0]), int(size[1])
 
 
 def check_latents(latents: Tensor, prompts: int, channels: int) -> Tensor:
-    """(1, 4, h, w), or one apiece for so many prompts."""
+    """(1, 4, h, w), or one latent for each prompt."""
     shape = tuple(getattr(latents, "shape", ()))
     if not isinstance(latents, Tensor) or len(shape) != 4 or shape[0] not in (1, prompts) or shape[1] != channels:
-        raise PromptError(f"latents have shape {shape}: give a tensor (1, {channels}, h, w), or ({prompts}, {channels}, h, w)")
+        raise RequestError(f"latents have shape {shape}: give a tensor (1, {channels}, h, w), or ({prompts}, {channels}, h, w)")
     return latents
+
+
+# ---------------------------------------------------------------- prompts and edits
+
+
+def check_prompts(
+    tokenizer: CLIPTokenizer, prompts: str | Sequence[str], edited: tuple[str, ...] | None = None
+) -> tuple[str, ...]:
+    """One prompt or several as a tuple. `edited`: the prompts that an edit was made for, which must be the same."""
+    prompts = (prompts,) if isinstance(prompts, str) else prompts
+    if not isinstance(prompts, Sequence) or not prompts:
+        raise PromptError(f"there is no prompt in {brief(prompts)}: give one string or a list of them")
+    prompts = tuple(tokenizer.check(prompt) for prompt in prompts)
+    if edited is not None and edited != prompts:
+        raise PromptError(f"the edit was made for {list(edited)} and the prompts are {list(prompts)}: give both the same")
+    return prompts
+
+
+def check_edit_prompts(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> tuple[str, ...]:
+    """The prompts of an edit: a source and at least one target, none of them empty."""
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence) or len(prompts) < 2:
+        raise PromptError(
+            f"the prompts of an edit are {prompts!r}: give a list of them, the source first and at least one target"
+        )
+    prompts = tuple(tokenizer.check(prompt) for prompt in prompts)
+    if not all(prompt.strip() for prompt in prompts[1:]):
+        raise PromptError("a target prompt of the edit is empty: say what the edited picture shows")
+    return prompts
+
+
+def check_window(value: float | tuple[float, float], name: str) -> tuple[float, float]:
+    """A number b as (0, b), a pair as it is: shares of the steps, 0 <= b0 <= b1 <= 1."""
+    pair = tuple(value) if isinstance(value, (tuple, list)) else (0.0, value)
+    if len(pair) != 2 or not all(map(is_number, pair)) or not 0 <= pair[0] <= pair[1] <= 1:
+        raise RequestError(f"{name} is {brief(value)}: give a share of the steps from 0 to 1, or a pair of them in order")
+    return float(pair[0]), float(pair[1])
+
+
+def word_positions(tokenizer: CLIPTokenizer, prompts: Sequence[str], word: str) -> list[tuple[int, list[int]]]:
+    """(index of the prompt, token positions) of a word or phrase in every prompt that has it; PromptError if none has."""
+    found = [(row, tokenizer.find(prompt, word)) for row, prompt in enumerate(prompts)]
+    found = [(row, positions) for row, positions in found if positions]
+    if not found:
+        listing = "; ".join(tokenizer.listing(prompt) for prompt in prompts)
+        raise PromptError(f"{word!r} is in none of the prompts {list(prompts)}: use one of their words: {listing}")
+    return found
+
+
+def check_edited(edited: Tensor, attn: Tensor, site) -> Tensor:
+    """The maps that an edit returned; RequestError unless they have the shape and the dtype of those that it received."""
+    if not isinstance(edited, Tensor) or edited.shape != attn.shape or edited.dtype != attn.dtype:
+        is_tensor = isinstance(edited, Tensor)
+        found = f"{tuple(edited.shape)} in {edited.dtype}" if is_tensor else f"a {type(edited).__name__}"
+        raise RequestError(
+            f"the edit returned {found} at {site.name}, where it received {tuple(attn.shape)} in {attn.dtype}: "
+            "return maps of the same shape and dtype"
+        )
+    return edited

@@ -1,6 +1,7 @@
-"""CLIP's text encoder: token ids -> one vector a token, each of which has seen the tokens before it and none after.
+"""CLIP's text encoder: token ids -> one vector per token, which depends on that token and on those before it.
 
-Radford et al. 2021 (arXiv 2103.00020). Stable Diffusion 1 uses OpenAI's (12 layers), 2 uses OpenCLIP's (23 layers).
+Radford et al. 2021 (arXiv 2103.00020). Stable Diffusion 1 uses OpenAI's weights (12 layers), Stable Diffusion 2 the first
+23 of OpenCLIP's 24 layers.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class CLIPConfig:
-    """The numbers that tell one text encoder from another; the defaults are Stable Diffusion 1's."""
+    """The numbers in which text encoders differ; the defaults are Stable Diffusion 1's."""
 
     vocab_size: int = 49408
     hidden_size: int = 768
@@ -25,7 +26,7 @@ class CLIPConfig:
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """x sigmoid(1.702 x): the approximation OpenAI's CLIP was trained with (Hendrycks & Gimpel 2016)."""
+    """x sigmoid(1.702 x): the approximation that OpenAI's CLIP was trained with (Hendrycks & Gimpel 2016)."""
     return x * torch.sigmoid(1.702 * x)
 
 
@@ -33,7 +34,7 @@ ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
 class CausalSelfAttention(nn.Module):
-    """Token n looks at tokens 0 .. n: why a word's vector carries the words before it (Prompt-to-Prompt must know)."""
+    """Token n attends to tokens 0 to n. So a word's vector also depends on the words before it, and never on later ones."""
 
     def __init__(self, config: CLIPConfig):
         super().__init__()
@@ -51,7 +52,7 @@ class CausalSelfAttention(nn.Module):
 
 
 class Layer(nn.Module):
-    """A pre-norm transformer layer: attention, then a two-layer perceptron, each added to its input."""
+    """A pre-norm transformer layer: self-attention, then a two-layer perceptron, each added to its input."""
 
     def __init__(self, config: CLIPConfig):
         super().__init__()
@@ -69,7 +70,7 @@ class Layer(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Token ids (B, T) -> text embedding (B, T, D), the last layer's output after the final norm."""
+    """Token ids (B, T) -> text embedding (B, T, D): the last layer's output after the final norm."""
 
     def __init__(self, config: CLIPConfig):
         super().__init__()

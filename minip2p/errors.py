@@ -1,9 +1,13 @@
-"""The two ways to be wrong: a file that cannot be loaded, a request that cannot be met. One line each."""
+"""The two kinds of error that a user can mend. Every message names the thing, the cause and a fix, in one line."""
 
 
 class CheckpointError(ValueError):
-    """A file of weights, or one beside it, is not what it should be; the message names file, cause and fix."""
+    """A file of a model is not what it should be."""
 
 
-class PromptError(ValueError):
-    """A prompt, a word of it, or a setting of a call cannot be used; the message names thing, cause and fix."""
+class RequestError(ValueError):
+    """A call or a command asks for something that cannot be done: a size, a device, a file name, a setting."""
+
+
+class PromptError(RequestError):
+    """A prompt, or a word that is looked up in a prompt, cannot be used."""

@@ -1,11 +1,10 @@
-"""Real photographs: find the noise from which the model makes a given picture, so that the picture can be edited.
+"""Real pictures: find the noise from which the model generates a given picture, so that the picture can be edited.
 
-DDIM inversion (Song et al. 2020; Dhariwal & Nichol 2021) walks the picture back to noise at guidance 1. Sampling from there
-with guidance does not return to the picture; three remedies:
-"null-text" (Mokady et al. 2022, arXiv 2211.09794): fit the embedding of the empty prompt, one a step, until it comes back.
-"negative-prompt" (Miyake et al. 2023, arXiv 2305.16807): the source prompt's embedding in its place, and no fitting.
-"direct" (Ju et al. 2023, arXiv 2310.01506): put the source's latent back on its path after every step.
-The last two, and "ddim" without mending, are lines of the loop in pipeline.py; what they need from here is only the path.
+DDIM inversion (Song et al. 2020; Dhariwal & Nichol 2021) takes the picture back to noise at guidance 1. Sampling from that
+noise with guidance does not return to the picture. There are three remedies:
+"null-text" (Mokady et al. 2022, arXiv 2211.09794): optimise the unconditional embedding of each step until it does.
+"negative-prompt" (Miyake et al. 2023, arXiv 2305.16807): use the source prompt's embedding as the unconditional one.
+"direct" (Ju et al. 2023, arXiv 2310.01506): put the source's latents back on the inverted trajectory after every step.
 """
 
 import hashlib
@@ -20,80 +19,101 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from minip2p.checks import check_numbers, check_prompts, is_number, is_whole
-from minip2p.ddim import ddim_step
-from minip2p.errors import PromptError
-from minip2p.images import Crop, open_image
-from minip2p.saved import Kept, fingerprint
+from minip2p.attention import AttentionEdit
+from minip2p.checks import brief, check_numbers, check_prompts, is_number, is_whole, plain_torch
+from minip2p.compose import Chain
+from minip2p.errors import RequestError
+from minip2p.images import Crop, open_image, upright
+from minip2p.pipeline import GUIDANCE, STEPS, StableDiffusion
+from minip2p.saved import SavedRun, read_cut
+from minip2p.scheduler import ddim_step
 
 METHODS = ("ddim", "null-text", "negative-prompt", "direct")
-GRADIENT_SCALE = 2.0**14  # about the number of values in a latent: without it a float16 gradient rounds to zero
+GRADIENT_SCALE = 2.0**14  # about the number of values in a latent; without it a float16 gradient rounds to zero
 
 
-@dataclass(frozen=True)
-class Inversion(Kept):
-    """A photograph as a path through the latents, made by `invert`; hand it to `generate`."""
+@dataclass(frozen=True, repr=False)
+class Inversion(SavedRun):
+    """A picture as a trajectory through the latents, made by `invert`; give it to `generate`."""
 
-    verb: ClassVar[str] = "invert"
+    command: ClassVar[str] = "invert"
 
-    latents: Tensor  # (steps + 1, 4, h, w), float32, from the clean picture [0] to the noise [-1]: the pivot
-    null_text: Tensor | None  # (steps, T, D), float32, in sampling order; with method "null-text"
-    weights: Tensor  # (2, numbers), the fingerprint of the model, see saved.py
+    latents: Tensor  # (steps + 1, 4, h, w), float32, from the picture [0] to the noise [-1]: the pivot
+    uncond: Tensor | None  # (steps, T, D) of null-text, (1, T, D) of negative-prompt, float32, in sampling order
+    weights: Tensor
     prompt: str
     method: str
     steps: int
     guidance: float
-    crop: Crop | None  # what was cut out of the photograph before it was fitted to the latents' size
-    image: str  # the fingerprint of the fitted picture: SHA-256 of its RGB bytes
-    dtype: str  # of the model that made it
-    evaluations: int  # how often the UNet was asked about one latent; null-text also went back through it, see losses
-    losses: tuple[tuple[float, ...], ...] | None  # null-text: for each step the loss before each update, and the one left
+    cut: dict
+    image: str  # SHA-256 of the RGB bytes of the fitted picture
+    dtype: str
+    nfe: int  # network evaluations; null-text's backward passes are not counted, see `losses`
+    losses: tuple[tuple[float, ...], ...] | None  # null-text: per step, the loss before each update and after the last
+
+    def __repr__(self) -> str:
+        return f"<Inversion of {self.prompt!r} by {self.method}, {self.steps} steps, guidance {self.guidance:g}>"
 
     @property
     def start(self) -> Tensor:
-        """(1, 4, h, w): the noise."""
         return self.latents[-1:]
 
     @property
-    def path(self) -> Tensor | None:
-        """(steps + 1, 4, h, w) in sampling order, if the source is to be put back there after each step."""
-        return self.latents.flip(0) if self.method == "direct" else None
+    def null_text(self) -> Tensor | None:
+        """(steps, T, D): the optimised unconditional embeddings, in sampling order; None for the other methods."""
+        return self.uncond if self.method == "null-text" else None
 
-    @property
-    def without(self) -> Tensor | None:
-        return self.null_text
+    def around(self, edit: AttentionEdit) -> AttentionEdit:
+        return Chain([Pivot(self.latents.flip(0)), edit]) if self.method == "direct" else edit
 
-    def check(self, sd, source: str, steps: int | None, guidance: float | None, negative: str) -> None:
-        """PromptError unless a run of `sd` with these (None: not said) is one that this inversion was made for."""
-        if negative and self.method in ("null-text", "negative-prompt"):
-            raise PromptError(
-                f"negative is {negative!r}, but a {self.method} inversion puts its own embedding in that place: leave it out"
+    def check(self, fingerprint: Tensor, dtype: torch.dtype, negative: str | None = None, **asked) -> None:
+        if negative and self.uncond is not None:
+            raise RequestError(
+                f"negative is {negative!r}, and the {self.method} inversion uses an unconditional embedding of its own: leave it out"
             )
-        self.fits(sd, prompt=source, steps=steps, guidance=guidance)
+        super().check(fingerprint, dtype, **asked)
 
-    def parts(self) -> tuple[dict[str, Tensor], dict]:
+    def to_file(self) -> tuple[dict[str, Tensor], dict]:
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return tensors, {name: value for name, value in vars(self).items() if name not in tensors and name != "null_text"}
+        return tensors, {name: value for name, value in vars(self).items() if name not in tensors and name != "uncond"}
 
     @classmethod
-    def from_parts(cls, tensors: dict[str, Tensor], said: dict) -> "Inversion":
-        """The way back from `parts`. ValueError if they do not fit together."""
-        said["crop"] = said["crop"] and tuple(said["crop"])
-        said["losses"] = said["losses"] and tuple(map(tuple, said["losses"]))
-        loaded = cls(**{"null_text": None} | tensors | said)
-        if len(loaded.latents) != loaded.steps + 1 or (loaded.null_text is None) == (loaded.method == "null-text"):
+    def from_file(cls, tensors: dict[str, Tensor], values: dict) -> "Inversion":
+        values["cut"] = read_cut(values["cut"])
+        values["losses"] = values["losses"] and tuple(map(tuple, values["losses"]))
+        loaded = cls(**{"uncond": None} | tensors | values)
+        rows = {"null-text": loaded.steps, "negative-prompt": 1}.get(loaded.method, 0)
+        if len(loaded.latents) != loaded.steps + 1 or rows != (0 if loaded.uncond is None else len(loaded.uncond)):
             raise ValueError
         return loaded
 
 
-@torch.no_grad()
+class Pivot(AttentionEdit):
+    """Direct inversion: after every step the source's latents are those of the inverted trajectory. No maps are edited."""
+
+    def __init__(self, pivot: Tensor, step: int = 0):
+        self.pivot, self.step = pivot, step  # (steps + 1, 4, h, w), in sampling order
+
+    def prepare(self, device, fit_mask=None) -> "Pivot":
+        return Pivot(self.pivot.to(device))
+
+    def at(self, step: int, steps: int) -> "Pivot":
+        return Pivot(self.pivot, step)
+
+    def wants(self, site) -> bool:
+        return False
+
+    def after_step(self, latents: Tensor) -> Tensor:
+        return torch.cat([self.pivot[self.step + 1 : self.step + 2], latents[1:]])
+
+
 def invert(
-    sd,
+    sd: StableDiffusion,
     image: str | Path | Image.Image,
     prompt: str,
     method: str = "null-text",
-    steps: int = 50,
-    guidance: float = 7.5,
+    steps: int = STEPS,
+    guidance: float = GUIDANCE,
     inner_steps: int = 10,
     lr: float = 0.01,
     size: int | tuple[int, int] | None = None,
@@ -101,112 +121,107 @@ def invert(
     checkpointing: bool = False,
     progress: bool = True,
 ) -> Inversion:
-    """A photograph (a Pillow image or a path) that `prompt` describes -> what `sd.generate(inversion=...)` starts from.
+    """A picture (a Pillow image or a path) that `prompt` describes -> the Inversion from which `sd.generate` edits it.
 
-    method: "ddim", "null-text", "negative-prompt" or "direct". guidance: that of the generation to come; inverting itself is
-    done at 1. inner_steps, lr: of null-text's optimiser, as published for 50 steps; fewer steps want a larger lr. size, as in
-    `generate`: the photograph is resized to it, its longer side cut at both ends; crop: (left, top, right, bottom) in its own
+    method: "ddim", "null-text", "negative-prompt" or "direct". guidance: that of the later generation; the inversion itself
+    runs at guidance 1. inner_steps, lr: of null-text's optimiser, as published for 50 steps. size, as in `generate`: the
+    picture is resized to it and its longer side is cut at both ends. crop: (left, top, right, bottom) in the picture's own
     pixels, cut out first. checkpointing: null-text with less memory and more time, see `UNet.forward`.
     """
     if method not in METHODS:
-        raise PromptError(f"method is {method!r}: use one of {', '.join(METHODS)}")
-    _, steps, guidance = check_numbers(sd.schedule, 0, steps, guidance)
+        raise RequestError(f"method is {brief(method)}: use one of {', '.join(METHODS)}")
+    _, steps, guidance = check_numbers(0, steps, guidance)
     if method == "null-text":
         check_optimiser(guidance, inner_steps, lr)
     [prompt] = check_prompts(sd.tokenizer, [prompt])
-    picture = open_image(image, sd.check_size(size), crop)
-    text = sd.encode_text(prompt)
-    latents = ddim_inversion(sd, sd.encode_image(picture), text, steps, progress)
-    sd.check_finite(latents)
-    null_text, losses, evaluations = None, None, steps
-    if method == "null-text":
-        null_text, losses = fit_null_text(sd, latents, text, guidance, inner_steps, lr, checkpointing, progress)
-        evaluations += sum(1 + len(of_step) for of_step in losses)  # once with the prompt, the others without
-        sd.check_finite(null_text)
+    size = sd.check_size(size)
+    original = upright(image)
+    picture = open_image(original, size, crop)
+    uncond, losses, nfe = None, None, steps
+    with plain_torch(sd.device):
+        cond = sd.encode_text(prompt)
+        latents = ddim_inversion(sd, sd.encode_image(picture), cond, steps, progress)
+        sd.check_finite(latents, "the UNet")
+        if method == "null-text":
+            uncond, losses = optimise_null_text(sd, latents, cond, guidance, inner_steps, lr, checkpointing, progress)
+            sd.check_finite(uncond, "null-text optimisation")
+            nfe += sum(1 + len(step_losses) for step_losses in losses)  # one conditional evaluation, and one for each loss
+        if method == "negative-prompt":
+            uncond = cond.float()
+        weights = sd.fingerprint()
+    cut = {"size": size, "picture": original.size, "crop": crop and tuple(crop)}
     digest, dtype = hashlib.sha256(picture.tobytes()).hexdigest(), str(sd.dtype).removeprefix("torch.")
-    return Inversion(
-        latents,
-        null_text,
-        fingerprint(sd),
-        prompt,
-        method,
-        steps,
-        guidance,
-        crop and tuple(crop),
-        digest,
-        dtype,
-        evaluations,
-        losses,
-    )
+    return Inversion(latents, uncond, weights, prompt, method, steps, guidance, cut, digest, dtype, nfe, losses)
 
 
-def ddim_inversion(sd, z: Tensor, text: Tensor, steps: int, progress: bool = True) -> Tensor:
-    """From a clean latent z (1, 4, h, w) to noise: all (steps + 1, 4, h, w) latents, [0] the clean one.
+def ddim_inversion(sd: StableDiffusion, z: Tensor, cond: Tensor, steps: int, progress: bool = True) -> Tensor:
+    """From clean latents z (1, 4, h, w) to noise: all (steps + 1, 4, h, w) latents, [0] the clean ones.
 
-    Generation's own step the other way, at guidance 1. The noise in the latent to come is not known yet, so the network is
-    asked for that timestep with the latent at hand; all of DDIM inversion's error is in that substitution.
+    This is the step of generation in the other direction, at guidance 1. The noise in the next, noisier latents is not known
+    yet, so the network is given their timestep with the present latents. This is the only error of DDIM inversion.
     """
-    timesteps, alphas = sd.schedule.timesteps(steps), sd.schedule.alphas(steps)
     pivot = [z]
-    for i in tqdm(range(steps - 1, -1, -1), "to noise", disable=not progress, delay=2, leave=False):
-        noise = sd.guided_noise(z, timesteps[i], text, 1, None, alphas[i])
-        z = ddim_step(z, noise, alphas[i + 1], alphas[i])
+    for t, a, a_next in tqdm(sd.schedule.levels(steps)[::-1], "to noise", disable=not progress, delay=2, leave=False):
+        eps = sd.schedule.to_eps(sd.unet(z.to(sd.dtype), t, cond), z, a)
+        z = ddim_step(z, eps, a_next, a)
         pivot.append(z)
     return torch.cat(pivot)
 
 
-def fit_null_text(
-    sd,
+def optimise_null_text(
+    sd: StableDiffusion,
     pivot: Tensor,
-    text: Tensor,
+    cond: Tensor,
     guidance: float,
     inner_steps: int,
     lr: float,
     checkpointing: bool = False,
     progress: bool = True,
 ) -> tuple[Tensor, tuple[tuple[float, ...], ...]]:
-    """One embedding of the empty prompt for each step, (steps, T, D), such that guided steps follow the pivot back
-    (algorithm 1 of Mokady et al.); and the losses. Each starts from the one before, with a fresh Adam.
+    """One unconditional embedding per step, (steps, T, D), with which guided sampling follows the pivot; and the losses.
 
-    The authors' learning rate 0.01 (1 - i / 100) and threshold 1e-5 + 2e-5 i are for 50 steps: here both go with i / steps.
+    Algorithm 1 of Mokady et al. For each step, the embedding minimises the squared distance between the guided DDIM step and
+    the pivot's next latents. It starts from the previous step's embedding, with a fresh Adam. The authors' learning rate
+    0.01 (1 - i / 100) and threshold 1e-5 + 2e-5 i are for 50 steps; here both depend on i / steps.
     """
     steps = len(pivot) - 1
-    timesteps, alphas = sd.schedule.timesteps(steps), sd.schedule.alphas(steps)
     z, null = pivot[-1:], sd.encode_text("").float()
-    null_text, losses = [], []
-    bar = tqdm(timesteps, "null-text", disable=not progress, delay=2, leave=False)
-    for i, t in enumerate(bar):
+    embeddings, losses = [], []
+    bar = tqdm(sd.schedule.levels(steps), "null-text", disable=not progress, delay=2, leave=False)
+    for i, (t, a, a_next) in enumerate(bar):
         target = pivot[steps - 1 - i : steps - i]
-        enough = 1e-5 + 1e-3 * i / steps
-        with_text = sd.guided_noise(z, t, text, 1, None, alphas[i])
+        threshold = 1e-5 + 1e-3 * i / steps
+        eps_cond = sd.schedule.to_eps(sd.unet(z.to(sd.dtype), t, cond), z, a)
         null = null.detach().clone().requires_grad_()
         adam = torch.optim.Adam([null], lr * (1 - 0.5 * i / steps))
-        of_step = []
-        for update in range(inner_steps + 1):  # the last round only looks where the last update has led
+        step_losses = []
+        for update in range(inner_steps + 1):  # the last round only measures the loss after the last update
             with torch.enable_grad():
-                output = sd.unet(z.to(sd.dtype), t, null.to(sd.dtype), checkpointing=checkpointing).float()
-                without = sd.schedule.noise(output, z, alphas[i])
-                after = ddim_step(z, without + guidance * (with_text - without), alphas[i], alphas[i + 1])
-                loss = F.mse_loss(after, target)
+                output = sd.unet(z.to(sd.dtype), t, null.to(sd.dtype), checkpointing=checkpointing)
+                eps_uncond = sd.schedule.to_eps(output, z, a)
+                z_next = ddim_step(z, eps_uncond + guidance * (eps_cond - eps_uncond), a, a_next)
+                loss = F.mse_loss(z_next, target)
                 scaled = loss * GRADIENT_SCALE
-            of_step.append(loss.item())
-            if update == inner_steps or update and of_step[-2] < enough:
+            step_losses.append(loss.item())
+            if update == inner_steps or update and step_losses[-2] < threshold:
                 break
             [gradient] = torch.autograd.grad(scaled, null)
             null.grad = gradient / GRADIENT_SCALE
             adam.step()
-        z = after.detach()
-        null_text.append(null.detach())
-        losses.append(tuple(of_step))
-        bar.set_postfix(loss=f"{of_step[-1]:.1e}")
-    return torch.cat(null_text), tuple(losses)
+        z = z_next.detach()
+        embeddings.append(null.detach())
+        losses.append(tuple(step_losses))
+        bar.set_postfix(loss=f"{step_losses[-1]:.1e}")
+    return torch.cat(embeddings), tuple(losses)
 
 
 def check_optimiser(guidance: float, inner_steps: int, lr: float) -> None:
-    """PromptError unless null-text has something to fit, and usable numbers to fit it with."""
+    """RequestError unless null-text has something to optimise, and usable numbers to do it with."""
     if guidance == 1:
-        raise PromptError("guidance is 1, where the null text has no say: use method 'ddim', or the guidance you will edit with")
+        raise RequestError(
+            "guidance is 1, where the null text has no effect: use method 'ddim', or the guidance of the later generation"
+        )
     if not is_whole(inner_steps) or inner_steps < 1:
-        raise PromptError(f"inner_steps is {inner_steps!r}: give a whole number from 1 up")
+        raise RequestError(f"inner_steps is {brief(inner_steps)}: give a whole number from 1 up")
     if not is_number(lr) or not 0 < lr < math.inf:
-        raise PromptError(f"lr is {lr!r}: give a number above 0, usually 0.01")
+        raise RequestError(f"lr is {brief(lr)}: give a number above 0, usually 0.01")

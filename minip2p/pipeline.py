@@ -1,7 +1,9 @@
-"""StableDiffusion: text and noise in, pictures out, with one seam through which every edit passes."""
+"""StableDiffusion: text and noise in, pictures out, with one argument through which every edit passes."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -11,38 +13,54 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minip2p import checkpoint
-from minip2p.attention import Site
-from minip2p.checks import check_latents, check_numbers, check_prompts, check_size
+from minip2p.attention import AttentionEdit
+from minip2p.attention_store import AttentionStore, Maps
+from minip2p.checks import check_latents, check_numbers, check_prompts, check_size, plain_torch
 from minip2p.clip import TextEncoder
-from minip2p.ddim import Schedule, ddim_step
+from minip2p.compose import as_edit, chain
 from minip2p.devices import advice, pick_device, pick_dtype
-from minip2p.edits import Edit
-from minip2p.errors import PromptError
-from minip2p.inversion import Inversion
-from minip2p.maps import Maps, Seam, layout_sites
-from minip2p.recording import Recording, record
-from minip2p.saved import settle
+from minip2p.errors import RequestError
+from minip2p.recording import Recording, map_bytes
+from minip2p.saved import SavedRun, fingerprint
+from minip2p.scheduler import Schedule, ddim_step, pred_x0
 from minip2p.tokenizer import CLIPTokenizer
 from minip2p.unet import UNet
 from minip2p.vae import VAE
 
+STEPS, GUIDANCE = 50, 7.5
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Result:
     """What `generate` returns. B is the number of prompts."""
 
     images: list[Image.Image]
-    latents: Tensor  # (B, 4, h, w), the pictures before the VAE decodes them
-    start: Tensor  # (1 or B, 4, h, w), the noise they began as
+    latents: Tensor  # (B, 4, h, w), of the pictures
+    start: Tensor  # (1 or B, 4, h, w), the noise that the run began with
     trajectory: Tensor  # (steps + 1, B, 4, h, w), from the noise to the pictures
-    maps: Maps | None  # with record=True
-    masks: Tensor | None  # (steps, B - 1, 1, h, w) with a local blend: where the edit was allowed, step by step
     prompts: tuple[str, ...]
+    steps: int
+    guidance: float
+    seed: int | None = None  # of the noise; None if an inversion, a recording or latents brought it
+    maps: Maps | None = None  # record=True: the cross-attention maps, after the edit
+    own_maps: Maps | None = None  # record="all": the maps before the edit
+    pred_x0: Tensor | None = None  # record="all": (steps, B, 4, h, w), the clean latents that each step predicted
+    masks: Tensor | None = None  # with a local blend: (steps, B - 1, 1, h, w), where the targets may differ from the source
+
+    def __repr__(self) -> str:
+        width, height = self.images[0].size
+        return f"<Result of {len(self.images)} pictures, {width} x {height}, {self.steps} steps, guidance {self.guidance:g}>"
+
+    def _repr_png_(self) -> bytes:
+        """The pictures side by side, for a notebook."""
+        stream = BytesIO()
+        side_by_side(self.images).save(stream, "png")
+        return stream.getvalue()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StableDiffusion:
-    """The five parts of a checkpoint, and the loop that makes pictures with them."""
+    """The parts of a checkpoint, and the loop that makes pictures with them."""
 
     tokenizer: CLIPTokenizer
     text_encoder: TextEncoder
@@ -51,46 +69,61 @@ class StableDiffusion:
     schedule: Schedule
     device: torch.device
     dtype: torch.dtype
+    path: str = field(default="")
 
     @classmethod
-    def load(cls, path: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None):
-        """A folder in diffusers' layout or one .safetensors file. device None: cuda, else mps, else cpu; dtype None:
-        float16 on cuda, else float32. CheckpointError says what is wrong with a file."""
+    def load(
+        cls,
+        path: str | Path,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        prediction_type: str | None = None,
+    ) -> "StableDiffusion":
+        """Loads a folder in diffusers' layout or one .safetensors file; CheckpointError says what is wrong with a file.
+
+        device None: cuda, else mps, else cpu. dtype None: float16 on cuda, float32 elsewhere. prediction_type: "epsilon" or
+        "v_prediction", for a single file that does not say what its network predicts.
+        """
         device = pick_device(device)
         dtype = pick_dtype(dtype, device)
-        parts = checkpoint.load(path, device, dtype)
-        return cls(parts.tokenizer, parts.text_encoder, parts.unet, parts.vae, parts.schedule, device, dtype)
+        parts = checkpoint.load(path, device, dtype, prediction_type)
+        networks = (parts.text_encoder, parts.unet, parts.vae)
+        return cls(parts.tokenizer, *networks, parts.schedule, device, dtype, str(path))
+
+    def __repr__(self) -> str:
+        millions = sum(p.numel() for network in (self.unet, self.text_encoder, self.vae) for p in network.parameters()) / 1e6
+        return (
+            f"<StableDiffusion {self.path}, {millions:,.0f} M weights, {self.device}, {str(self.dtype).removeprefix('torch.')}>"
+        )
 
     # ---------------------------------------------------------------- text and pictures
 
+    @torch.no_grad()
     def encode_text(self, prompts: str | Sequence[str]) -> Tensor:
-        """(B, T, D). PromptError for a prompt that does not fit into the context."""
-        prompts = [prompts] if isinstance(prompts, str) else prompts
-        tokens = self.tokenizer([self.tokenizer.check(prompt) for prompt in prompts])
-        return self.text_encoder(tokens)
+        """One prompt or several -> (B, T, D). PromptError for a prompt that does not fit into the context."""
+        return self.text_encoder(self.tokenizer(check_prompts(self.tokenizer, prompts)))
 
+    @torch.no_grad()
     def encode_image(self, image: Image.Image) -> Tensor:
-        """A picture, its sides multiples of what the network halves, -> scaled latents (1, 4, h, w), float32."""
+        """A picture of a size that the networks can downsample -> scaled latents (1, 4, h, w), float32."""
         if not isinstance(image, Image.Image):
-            raise PromptError(f"the image is a {type(image).__name__}: open it first, images.open_image also brings it to size")
+            raise RequestError(f"the image is a {type(image).__name__}: open it first; images.open_image also resizes it")
         self.check_size((image.height, image.width))
         pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]
-        with torch.no_grad():
-            latents = self.vae.encode((pixels.float() / 127.5 - 1).to(self.device, self.dtype))
+        latents = self.vae.encode((pixels.float() / 127.5 - 1).to(self.device, self.dtype))
         self.check_finite(latents, "the VAE's encoder")
         return latents.float() * self.vae.config.scaling_factor
 
+    @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> list[Image.Image]:
         """Scaled latents (B, 4, h, w) -> B pictures."""
-        with torch.no_grad():
-            pixels = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.device, self.dtype))
+        pixels = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.device, self.dtype))
         self.check_finite(pixels, "the VAE's decoder")
         pixels = ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         return [Image.fromarray(picture) for picture in pixels.permute(0, 2, 3, 1).cpu().numpy()]
 
-    # ---------------------------------------------------------------- the loop
+    # ---------------------------------------------------------------- generation
 
-    @torch.no_grad()
     def generate(
         self,
         prompts: str | Sequence[str],
@@ -98,135 +131,194 @@ class StableDiffusion:
         steps: int | None = None,
         guidance: float | None = None,
         edit=None,
-        inversion: Inversion | None = None,
+        inversion: SavedRun | None = None,
         latents: Tensor | None = None,
         negative: str = "",
         size: int | tuple[int, int] | None = None,
-        record: bool = False,
+        record: bool | str = False,
         progress: bool = True,
-        recording: Recording | None = None,
+        recording: SavedRun | None = None,
     ) -> Result:
-        """Pictures of one or more prompts, all from the same noise, drawn on the CPU from `seed`. 50 steps, guidance 7.5.
+        """Pictures of one or more prompts, all from the same noise, which is drawn on the CPU from `seed`.
 
-        edit: a Swap, Add or Reweight, whose prompts these are, prompts[0] the source; or a function (maps, site) -> maps,
-        asked at every step. inversion: the photograph to start from, with its own steps and guidance; prompts[0] is the prompt
-        it was inverted with. latents: the noise to start from instead, (1 or B, 4, h, w). size: a side or (height, width)
-        in pixels. record: keep all cross-attention maps. recording: of prompts[0], from `sd.record`, whatever the edit does to
-        the source's own row; only the other prompts are run, from its noise, with its steps, guidance and negative.
+        steps and guidance: 50 and 7.5, or those of the inversion or recording. edit: a Swap, Add or Reweight of these prompts
+        (prompts[0] is the source), another AttentionEdit, or a function (attn, site) -> attn. inversion: of a picture, made by
+        `invert`; prompts[0] is the prompt it was inverted with. recording: of prompts[0], made by `record`; only the other
+        prompts are run. latents: the noise to start from, (1 or B, 4, h, w). size: a side or (height, width) in pixels.
+        record: True keeps all cross-attention maps; "all" also keeps the maps before the edit and every predicted x0.
         """
-        prompts = check_prompts(self.tokenizer, prompts, edit)
-        kept = self.check_kept(inversion, recording, prompts, steps, guidance, negative, latents)
-        steps, guidance = settle(steps, guidance, kept)
-        seed, steps, guidance = check_numbers(self.schedule, seed, steps, guidance, negative)
-        latents = latents if kept is None else kept.start
-        start = self.noise(seed, size) if latents is None else self.check_latents(latents, len(prompts), size)
-        z = start.expand(len(prompts), -1, -1, -1)
-        path = None if kept is None or kept.path is None else kept.path.to(self.device)
-        targets = len(prompts) - 1
-        rows = targets if recording is not None else len(prompts)  # how many prompts are run: the last ones
-        sites = self.unet.sites(*z.shape[-2:])
-        edit = edit.to(self.device) if isinstance(edit, Edit) else edit
-        recording = recording and recording.to(self.device)
-        blend = getattr(edit, "blend", None)
-        noted = [site for site in sites if site.kind == "cross"] if record else layout_sites(sites) if blend else []
+        edit = as_edit(edit)
+        prompts = check_prompts(self.tokenizer, prompts, edit.prompts)
+        saved = self.check_saved(inversion, recording, prompts, steps, guidance, negative, latents, seed)
+        steps, guidance = defaults(steps, guidance, saved)
+        seed, steps, guidance = check_numbers(seed, steps, guidance, negative)
+        if record not in (True, False, "all"):
+            raise RequestError(f'record is {record!r}: give True, False, or "all"')
+        with plain_torch(self.device):
+            start = self.first_latents(saved, latents, seed, size, len(prompts))
+            own, kept = AttentionStore(), AttentionStore()
+            edit = chain([own] * (record == "all") + [edit] + [kept] * bool(record))
+            edit = (edit if saved is None else saved.around(edit)).prepare(self.device, None if saved is None else saved.fit_mask)
+            cond = self.encode_text(prompts if saved is None else saved.prompts_to_run(prompts))
+            uncond = self.uncond(saved, negative, steps)
 
-        with_text = self.encode_text(prompts[-rows:])
-        without = self.without_text(negative, kept).expand(steps, -1, -1)
-        recorded: list[dict[Site, Tensor]] = []
-        trajectory, shares, masks = [z], 0.0, []
-        alphas = self.schedule.alphas(steps)
-        timesteps = torch.tensor(self.schedule.timesteps(steps), device=self.device)
-        for i, t in enumerate(tqdm(timesteps, disable=not progress, delay=2, leave=False)):  # nothing here waits for the device
-            source = recording.at(i) if recording is not None else None
-            seam = Seam(edit.at(i, steps) if hasattr(edit, "at") else edit, noted, rows, source)
-            text = with_text if guidance == 1 else torch.cat([without[i].expand_as(with_text), with_text])
-            noise = self.guided_noise(z[-rows:], t, text, guidance, seam, alphas[i])
-            z = ddim_step(z[-rows:], noise, alphas[i], alphas[i + 1])
-            if path is not None:  # the source goes (back) on its path, no target moves
-                z = torch.cat([path[i + 1 : i + 2], z[len(z) - targets :]])
-            if blend:
-                shares = shares + blend.read({site: seam.notes[site] for site in layout_sites(sites)})
-                masks.append(blend.mask(shares, z.shape[-2:]))
-                z = blend.apply(z, masks[-1]) if blend.active(i, steps) else z
-            if record:
-                recorded.append({site: maps.half() for site, maps in seam.notes.items()})
-            trajectory.append(z)
-        self.check_finite(with_text, "the text encoder")
-        self.check_finite(z, "the UNet")
-        maps = Maps(self.tokenizer, prompts, stack(recorded)) if record else None
-        masks = torch.stack(masks) if masks else None
-        return Result(self.decode_latents(z), z, start, torch.stack(trajectory), maps, masks, prompts)
+            trajectory, x0 = [start.expand(len(cond), -1, -1, -1)], []
+            for z, predicted in self.denoise(trajectory[0], cond, uncond, guidance, edit, progress):
+                trajectory.append(z)
+                x0.append(predicted)
+            trajectory, x0 = torch.stack(trajectory), torch.stack(x0)
+            if saved is not None:
+                trajectory, x0 = saved.complete(trajectory, x0)
+            self.check_finite(cond, "the text encoder")
+            self.check_finite(trajectory[-1], "the UNet")
+            images = self.decode_latents(trajectory[-1])
+        maps = Maps(self.tokenizer, prompts, kept.maps) if record else None
+        own_maps = Maps(self.tokenizer, prompts, own.maps) if record == "all" else None
+        masks = torch.stack(list(edit.masks)) if len(edit.masks) else None
+        x0 = x0 if record == "all" else None
+        seed = seed if saved is None and latents is None else None
+        return Result(images, trajectory[-1], start, trajectory, prompts, steps, guidance, seed, maps, own_maps, x0, masks)
 
-    def record(self, prompt: str, **options) -> Recording:
-        """Run one prompt and keep what any number of later edits need of it; options: see `record` in recording.py."""
-        return record(self, prompt, **options)
+    def denoise(
+        self, z: Tensor, cond: Tensor, uncond: Tensor, guidance: float, edit: AttentionEdit, progress: bool = True
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """DDIM sampling with classifier-free guidance: yields (latents, predicted x0), each (B, 4, h, w), after every step.
 
-    def guided_noise(self, z: Tensor, t: int | Tensor, text: Tensor, guidance: float, seam: Seam | None, a: float) -> Tensor:
-        """e_uncond + guidance (e_text - e_uncond) (Ho & Salimans 2022), in float32; `text` is [without, with] text.
-
-        At guidance 1 the half without text would cancel: `text` is then only the other half, and so is the batch.
+        z (B, 4, h, w): the noise; cond (B, T, D): the prompts; uncond (steps, T, D): the unconditional embedding of each step.
+        eps = eps_uncond + guidance * (eps_cond - eps_uncond) (Ho & Salimans 2022, arXiv 2207.12598), in float32.
         """
-        z_in = z if guidance == 1 else torch.cat([z, z])
-        output = self.unet(z_in.to(self.dtype), t, text, edit=seam).float()
-        noise = self.schedule.noise(output, z_in, a)
-        if guidance == 1:
-            return noise
-        without, with_text = noise.chunk(2)
-        return without + guidance * (with_text - without)
+        levels = self.schedule.levels(len(uncond))
+        for i, (t, a, a_next) in enumerate(tqdm(levels, disable=not progress, delay=2, leave=False)):
+            step_edit = edit.at(i, len(levels))
+            if guidance == 1:  # eps_uncond would cancel
+                eps = self.schedule.to_eps(self.unet(z.to(self.dtype), t, cond, step_edit), z, a)
+            else:
+                z_in, text = torch.cat([z, z]), torch.cat([uncond[i].expand_as(cond), cond])
+                output = self.unet(z_in.to(self.dtype), t, text, step_edit, n_uncond=len(z))
+                eps_uncond, eps_cond = self.schedule.to_eps(output, z_in, a).chunk(2)
+                eps = eps_uncond + guidance * (eps_cond - eps_uncond)
+            x0 = pred_x0(z, eps, a)
+            z = step_edit.after_step(ddim_step(z, eps, a, a_next))
+            yield z, x0
 
-    def without_text(self, negative: str, kept: Inversion | Recording | None) -> Tensor:
-        """(1 or steps, T, D): what the half without text is told, `negative` or what a kept run puts in its place."""
-        if kept is not None and kept.without is not None:
-            return kept.without.to(self.device, self.dtype)
-        if isinstance(kept, Inversion) and kept.method == "negative-prompt":
-            negative = kept.prompt
-        return self.encode_text([negative])
+    def record(
+        self,
+        prompt: str,
+        seed: int = 0,
+        steps: int | None = None,
+        guidance: float | None = None,
+        inversion: SavedRun | None = None,
+        latents: Tensor | None = None,
+        negative: str = "",
+        size: int | tuple[int, int] | None = None,
+        progress: bool = True,
+    ) -> Recording:
+        """Runs one prompt, or the picture of an inversion, and keeps what later edits need of it. Arguments as in `generate`.
 
-    def noise(self, seed: int, size: int | tuple[int, int] | None = None) -> Tensor:
-        """The starting latents (1, 4, h, w) of a seed: float32, drawn on the CPU so that every device begins alike."""
+        The maps stay on the model's device: 1.9 GB for Stable Diffusion 1.5 at 512 x 512 and 50 steps.
+        """
+        [prompt] = check_prompts(self.tokenizer, [prompt])
+        saved = self.check_saved(inversion, None, (prompt,), steps, guidance, negative, latents, seed)
+        seed, steps, guidance = check_numbers(seed, *defaults(steps, guidance, saved), negative)
+        if progress:
+            height, width = self.first_latents(saved, latents, seed, size, 1).shape[-2:]
+            megabytes = map_bytes(self.unet, height, width, steps, self.tokenizer.context) / 1e6
+            print(f"recording {prompt!r}: {megabytes:,.0f} MB of maps", file=sys.stderr)
+        store = AttentionStore(full=True)
+        options = {"inversion": inversion, "latents": latents, "negative": negative, "size": size, "progress": progress}
+        result = self.generate(prompt, seed, steps, guidance, store, record="all", **options)
+        with plain_torch(self.device):
+            uncond = self.uncond(saved, negative, result.steps).float()
+        return Recording(
+            latents=result.trajectory[:, 0],
+            pred_x0=result.pred_x0[:, 0],
+            uncond=uncond,
+            maps={site: maps[:, 0] for site, maps in store.maps.items()},
+            weights=self.fingerprint(),
+            prompt=prompt,
+            negative=negative,
+            steps=result.steps,
+            guidance=result.guidance,
+            dtype=str(self.dtype).removeprefix("torch."),
+            cut=None if saved is None else saved.cut,
+        )
+
+    def uncond(self, saved: SavedRun | None, negative: str, steps: int) -> Tensor:
+        """(steps, T, D): the unconditional embedding of each step, of the saved run or of the negative prompt."""
+        uncond = self.encode_text([negative]) if saved is None or saved.uncond is None else saved.uncond
+        return uncond.to(self.device, self.dtype).expand(steps, -1, -1)
+
+    def first_latents(self, saved: SavedRun | None, latents: Tensor | None, seed: int, size, prompts: int) -> Tensor:
+        """(1 or B, 4, h, w): the noise of the saved run, the latents that were given, or the noise of the seed."""
+        latents = latents if saved is None else saved.start
+        return self.init_latents(seed, size) if latents is None else self.check_latents(latents, prompts, size)
+
+    def init_latents(self, seed: int, size: int | tuple[int, int] | None = None) -> Tensor:
+        """The noise (1, 4, h, w) of a seed: float32, drawn on the CPU so that every device begins with the same numbers."""
         height, width = self.check_size(size)
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(device="cpu").manual_seed(seed)
         shape = (1, self.unet.config.in_channels, height // self.vae.config.factor, width // self.vae.config.factor)
-        return torch.randn(shape, generator=generator).to(self.device)
+        return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(self.device)
 
-    # ---------------------------------------------------------------- what a caller may say
+    def fingerprint(self) -> Tensor:
+        """Numbers that tell this model from others, see saved.py."""
+        return fingerprint([self.unet, self.text_encoder, self.vae], self.schedule)
+
+    # ---------------------------------------------------------------- checks that need the model
 
     def check_size(self, size: int | tuple[int, int] | None) -> tuple[int, int]:
-        """(height, width) in pixels; PromptError unless the UNet can halve them as often as it does."""
+        """(height, width) in pixels; RequestError unless the networks can downsample them."""
         factor = self.vae.config.factor
         return check_size(self.unet.config.sample_size * factor if size is None else size, factor * 2 ** (self.unet.levels - 1))
 
     def check_latents(self, latents: Tensor, prompts: int, size: int | tuple[int, int] | None = None) -> Tensor:
-        """The latents on the device in float32; PromptError unless they are a size the UNet can halve."""
+        """The latents on the device in float32; RequestError unless the UNet can downsample them."""
         check_latents(latents, prompts, self.unet.config.in_channels)
         height, width = self.check_size(tuple(side * self.vae.config.factor for side in latents.shape[-2:]))
         if size is not None and self.check_size(size) != (height, width):
-            raise PromptError(f"size is {size} and the latents are those of a picture {height} x {width}: leave one of them out")
+            raise RequestError(f"size is {size} and the latents are those of a picture {height} x {width}: leave one of them out")
         return latents.to(self.device, torch.float32)
 
-    def check_kept(self, inversion, recording, prompts, steps, guidance, negative, latents) -> Inversion | Recording | None:
-        """The one of the two that is given, if any; PromptError unless this run is one it was made for."""
-        given = [kept for kept in (inversion, recording) if kept is not None]
+    def check_saved(self, inversion, recording, prompts, steps, guidance, negative, latents, seed) -> SavedRun | None:
+        """The inversion or the recording, if one is given; RequestError unless it was made for this run."""
+        given = {kind: run for kind, run in (("inversion", inversion), ("recording", recording)) if run is not None}
+        if seed != 0 and (given or latents is not None):
+            other = next(iter(given), "latents")
+            raise RequestError(
+                f"seed is {seed!r}, which has no effect, because the {other} bring the noise: leave one of them out"
+            )
         if not given:
             return None
         if len(given) == 2:
-            raise PromptError("there are both an inversion and a recording, which holds its own source: leave one of them out")
-        kind, name = (Inversion, "an inversion") if recording is None else (Recording, "a recording")
-        if not isinstance(given[0], kind):
-            what = kind.__name__
-            raise PromptError(f"{what.lower()} is {given[0]!r:.60}: give what {kind.verb} returned, or {what}.load(file)")
+            raise RequestError("there are an inversion and a recording, which has its own source: leave one of them out")
+        [(kind, saved)] = given.items()
+        if not isinstance(saved, SavedRun) or type(saved).__name__.lower() != kind:
+            raise RequestError(
+                f"{kind} is {saved!r:.60}: give what `{kind[:6].rstrip('i')}` returned, or {kind.title()}.load(file)"
+            )
         if latents is not None:
-            raise PromptError(f"there are both latents and {name}, which brings its own: leave one of them out")
-        if recording is not None and len(prompts) == 1:
-            raise PromptError("the only prompt is the source, which the recording holds already: give a target as well")
-        given[0].check(self, prompts[0], steps, guidance, negative)
-        return given[0]
+            raise RequestError(
+                f"there are latents and a{'n' * (kind[0] == 'i')} {kind}, which has its own: leave one of them out"
+            )
+        saved.check(self.fingerprint(), self.dtype, prompt=prompts[0], steps=steps, guidance=guidance, negative=negative or None)
+        return saved
 
-    def check_finite(self, values: Tensor, part: str = "the UNet") -> None:
-        """FloatingPointError, once after the work: asking earlier would make every step wait for the device."""
+    def check_finite(self, values: Tensor, part: str) -> None:
+        """FloatingPointError for nan or inf; asked once, after the work, since each question waits for the device."""
         if not values.isfinite().all():
             raise FloatingPointError(f"the output of {part} is not finite in {self.dtype}: {advice(self.dtype)}")
 
 
-def stack(steps: list[dict[Site, Tensor]]) -> dict[Site, Tensor]:
-    return {site: torch.stack([step[site] for step in steps]) for site in steps[0]}
+def defaults(steps: int | None, guidance: float | None, saved: SavedRun | None) -> tuple[int, float]:
+    """Steps and guidance that the caller left out: those of the saved run, or 50 and 7.5."""
+    own = (STEPS, GUIDANCE) if saved is None else (saved.steps, saved.guidance)
+    return own[0] if steps is None else steps, own[1] if guidance is None else guidance
+
+
+def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+    """The pictures in one row, pixel for pixel."""
+    width, height = pictures[0].size
+    sheet = Image.new("RGB", (width * len(pictures), height))
+    for i, picture in enumerate(pictures):
+        sheet.paste(picture, (i * width, 0))
+    return sheet

@@ -1,140 +1,119 @@
-"""Record once, edit many: keep the source's run, so that each later edit runs its targets alone.
+"""Record once, edit many times: a source run is kept, so that each later edit runs only its targets.
 
-An edit needs of its source only what stands on the left of the formula in edits.py: its maps, and, for a local blend, its
-latents. Recording is an edit that changes nothing and writes the maps down; replaying puts them in front of the targets' own.
+An edit needs two things of its source: its maps, S in the formula of edits.py, and for a local blend its latents. A recording
+holds both. `Replay` puts them in front of the targets' own maps and latents.
 """
 
-import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from minip2p.attention import Site
-from minip2p.checks import check_numbers, check_prompts
-from minip2p.edits import holds_layout
-from minip2p.inversion import Inversion
-from minip2p.saved import Kept, fingerprint, settle
+from minip2p.attention import AttentionEdit, Site
+from minip2p.errors import RequestError
+from minip2p.saved import SavedRun, read_cut
+from minip2p.unet import UNet
 
 
-@dataclass(frozen=True)
-class Recording(Kept):
-    """One prompt's run, made by `record`; hand it to `generate`. Everything is in sampling order."""
+@dataclass(frozen=True, repr=False)
+class Recording(SavedRun):
+    """One prompt's run, made by `StableDiffusion.record`. All tensors are in sampling order."""
 
-    verb: ClassVar[str] = "record"
+    command: ClassVar[str] = "record"
 
     latents: Tensor  # (steps + 1, 4, h, w), float32, from the noise to the picture
-    without: Tensor  # (1 or steps, T, D), float32: what the half without text was told
-    maps: dict[Site, Tensor]  # each (steps, H, P, T), float16, every head apart, as an edit sees them
-    weights: Tensor  # (2, numbers), the fingerprint of the model, see saved.py
+    pred_x0: Tensor  # (steps, 4, h, w), float32
+    uncond: Tensor  # (steps, T, D), float32
+    maps: dict[Site, Tensor]  # each (steps, H, P, T), float16
+    weights: Tensor
     prompt: str
     negative: str
     steps: int
     guidance: float
-    dtype: str  # of the model that made it
+    dtype: str
+    cut: dict | None
+
+    def __repr__(self) -> str:
+        return f"<Recording of {self.prompt!r}, {self.steps} steps, guidance {self.guidance:g}>"
 
     @property
     def start(self) -> Tensor:
-        """(1, 4, h, w): the noise."""
         return self.latents[:1]
 
-    @property
-    def path(self) -> Tensor:
-        """Where the source was at each step, and is put again."""
-        return self.latents
+    def prompts_to_run(self, prompts: tuple[str, ...]) -> tuple[str, ...]:
+        if len(prompts) == 1:
+            raise RequestError("the only prompt is the source, which the recording already holds: give a target as well")
+        return prompts[1:]
 
-    def check(self, sd, source: str, steps: int | None, guidance: float | None, negative: str) -> None:
-        """PromptError unless a run of `sd` with these (None or "": not said) is one that this recording was made for."""
-        self.fits(sd, prompt=source, steps=steps, guidance=guidance, negative=negative or None)
+    def around(self, edit: AttentionEdit) -> AttentionEdit:
+        return Replay(self, edit)
+
+    def complete(self, latents: Tensor, pred_x0: Tensor) -> tuple[Tensor, Tensor]:
+        sources = ((self.latents, latents), (self.pred_x0, pred_x0))
+        return tuple(torch.cat([source[:, None].to(targets.device), targets], dim=1) for source, targets in sources)
 
     def to(self, device: torch.device) -> "Recording":
-        """The same recording with its maps on a device; one that was loaded is moved at every `generate`, unless once before."""
-        return replace(self, maps={site: maps.to(device) for site, maps in self.maps.items()})
+        """The same recording on a device. `generate` moves a recording that is elsewhere each time it is called."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor) and name != "weights"}
+        return Recording(**vars(self) | moved | {"maps": {site: maps.to(device) for site, maps in self.maps.items()}})
 
-    def at(self, step: int) -> dict[Site, Tensor]:
-        """The source's maps of one step, each (1, H, P, T)."""
-        return {site: maps[step : step + 1] for site, maps in self.maps.items()}
-
-    def parts(self) -> tuple[dict[str, Tensor], dict]:
-        tensors = {"latents": self.latents, "without": self.without, "weights": self.weights}
+    def to_file(self) -> tuple[dict[str, Tensor], dict]:
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        values = {name: value for name, value in vars(self).items() if name not in tensors and name != "maps"}
         tensors |= {f"maps.{site.name}": maps for site, maps in self.maps.items()}
-        said = {name: getattr(self, name) for name in ("prompt", "negative", "steps", "guidance", "dtype")}
-        return tensors, said | {"sites": [asdict(site) for site in self.maps]}
+        return tensors, values | {"sites": [asdict(site) for site in self.maps]}
 
     @classmethod
-    def from_parts(cls, tensors: dict[str, Tensor], said: dict) -> "Recording":
-        """The way back from `parts`. ValueError if they do not fit together."""
-        sites = [Site(**site) for site in said.pop("sites")]
+    def from_file(cls, tensors: dict[str, Tensor], values: dict) -> "Recording":
+        sites = [Site(**site) for site in values.pop("sites")]
         maps = {site: tensors.pop(f"maps.{site.name}") for site in sites}
-        loaded = cls(maps=maps, **tensors, **said)
+        values["cut"] = read_cut(values["cut"])
+        loaded = cls(maps=maps, **tensors, **values)
         if len(loaded.latents) != loaded.steps + 1 or any(len(of_site) != loaded.steps for of_site in maps.values()):
             raise ValueError
         return loaded
 
 
-@dataclass(frozen=True)
-class Recorder:
-    """The edit that changes nothing: it copies the maps it is shown to their places."""
+class Replay(AttentionEdit):
+    """An edit whose source is a recording: the recorded maps and latents stand in front of those of the targets."""
 
-    maps: dict[Site, Tensor]
-    step: int = 0
+    def __init__(self, recording: Recording, edit: AttentionEdit, step: int = 0):
+        self.recording, self.edit, self.step = recording, edit, step
 
-    def at(self, step: int, steps: int) -> "Recorder":
-        return replace(self, step=step)
+    @property
+    def masks(self):
+        return self.edit.masks
+
+    def prepare(self, device, fit_mask=None) -> "Replay":
+        return Replay(self.recording.to(device), self.edit.prepare(device, fit_mask))
+
+    def at(self, step: int, steps: int) -> "Replay":
+        return Replay(self.recording, self.edit.at(step, steps), step)
 
     def wants(self, site: Site) -> bool:
-        return site in self.maps
+        return self.edit.wants(site)
 
-    def __call__(self, maps: Tensor, site: Site) -> Tensor:
-        self.maps[site][self.step] = maps[0]
-        return maps
+    def __call__(self, attn: Tensor, site: Site) -> Tensor:
+        """attn (N, H, P, T), the maps of the targets alone -> the same, edited."""
+        if site not in self.recording.maps:
+            raise RequestError(
+                f"the edit asks for the {site.kind}-attention maps of {site.height} x {site.width}, which a recording does not "
+                "hold: give the edit a method wants(site) that leaves them out, or run it without the recording"
+            )
+        source = self.recording.maps[site][self.step].to(attn.dtype)
+        return self.edit(torch.cat([source[None], attn]), site)[1:]
 
-
-@torch.no_grad()
-def record(
-    sd,
-    prompt: str,
-    seed: int = 0,
-    steps: int | None = None,
-    guidance: float | None = None,
-    inversion: Inversion | None = None,
-    latents: Tensor | None = None,
-    negative: str = "",
-    size: int | tuple[int, int] | None = None,
-    progress: bool = True,
-) -> Recording:
-    """Run one prompt, or the photograph of an inversion, and keep what edits need of it. Arguments as in `generate`.
-
-    The maps stay on the model's device: 1.9 GB for Stable Diffusion 1.5 at 512 x 512 and 50 steps; `progress` says it first.
-    """
-    [prompt] = check_prompts(sd.tokenizer, [prompt])
-    steps, guidance = settle(steps, guidance, inversion)
-    seed, steps, guidance = check_numbers(sd.schedule, seed, steps, guidance, negative)
-    sd.check_kept(inversion, None, [prompt], steps, guidance, negative, latents)
-    start = sd.noise(seed, size) if latents is None else sd.check_latents(latents, 1, size)
-    shapes = map_shapes(sd, steps, *getattr(inversion, "latents", start).shape[-2:])
-    if progress:
-        print(f"recording {prompt!r}: {size_in_bytes(shapes) / 1e6:,.0f} MB of maps", file=sys.stderr)
-    maps = {site: torch.empty(shape, dtype=torch.float16, device=sd.device) for site, shape in shapes.items()}
-    without = sd.without_text(negative, inversion)
-    options = {"inversion": inversion, "latents": latents, "negative": negative, "size": size, "progress": progress}
-    result = sd.generate(prompt, seed, steps, guidance, Recorder(maps), **options)
-    dtype = str(sd.dtype).removeprefix("torch.")
-    return Recording(result.trajectory[:, 0], without.float(), maps, fingerprint(sd), prompt, negative, steps, guidance, dtype)
+    def after_step(self, latents: Tensor) -> Tensor:
+        source = self.recording.latents[self.step + 1 : self.step + 2]
+        return self.edit.after_step(torch.cat([source, latents]))[1:]
 
 
-def map_shapes(sd, steps: int, height: int, width: int) -> dict[Site, tuple[int, ...]]:
-    """(steps, H, P, T) of all maps that an edit of a latent height x width may want: cross-attention, and small self-attention."""
-    shapes = {}
-    for site in sd.unet.sites(height, width):
-        pixels, heads = site.height * site.width, sd.unet.get_submodule(site.name).heads
-        if site.kind == "cross":
-            shapes[site] = (steps, heads, pixels, sd.tokenizer.context)
-        elif holds_layout(site):
-            shapes[site] = (steps, heads, pixels, pixels)
-    return shapes
-
-
-def size_in_bytes(shapes: dict[Site, tuple[int, ...]]) -> int:
-    return sum(2 * torch.Size(shape).numel() for shape in shapes.values())
+def map_bytes(unet: UNet, height: int, width: int, steps: int, tokens: int) -> int:
+    """How much memory a recording's maps take, in bytes, for a latent of height x width."""
+    total = 0
+    for site in unet.sites(height, width):
+        if site.kind == "cross" or site.low_resolution:
+            pixels = site.height * site.width
+            total += 2 * steps * unet.get_submodule(site.name).heads * pixels * (tokens if site.kind == "cross" else pixels)
+    return total

@@ -1,98 +1,136 @@
-"""A run kept in a file, to be taken up again later: what an Inversion and a Recording share.
+"""A source run that can be kept in a file and edited later: what an Inversion and a Recording share.
 
-One .safetensors file, written whole or not at all; loaded, or refused in one line; and only for the model that made it.
+The file is one .safetensors file, written whole or not at all. It is refused in one line if it was made for another model,
+prompt or setting.
 """
 
 import json
+import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from minip2p.errors import PromptError
-from minip2p.files import writable, write_whole
+from minip2p.attention import AttentionEdit
+from minip2p.checks import brief, is_number
+from minip2p.errors import PromptError, RequestError
+from minip2p.images import fit_mask
+from minip2p.save import writable, write_whole
+from minip2p.scheduler import Schedule
 
 NAMES = {"prompt": "source prompt", "steps": "number of steps", "negative": "negative prompt"}
 
 
-class Kept:
-    """What can be done with either. A subclass is a frozen dataclass; `verb` is the command that makes its files."""
+class SavedRun:
+    """A source run; `generate` asks it for the noise, the unconditional embedding and what it adds to an edit.
 
-    verb: str
-    start: Tensor  # (1, 4, h, w), what the run begins from
-    path: Tensor | None  # (steps + 1, 4, h, w) in sampling order, where the source is put after each step
-    without: Tensor | None  # (1 or steps, T, D), what the half without text is told
+    Subclasses are frozen dataclasses. `command` is the command that makes their files.
+    """
 
-    def parts(self) -> tuple[dict[str, Tensor], dict]:
-        """The tensors by name, and the rest, which JSON can hold."""
+    command: str
+    prompt: str
+    steps: int
+    guidance: float
+    dtype: str  # of the model that made it
+    weights: Tensor  # (2, numbers), the fingerprint of the model
+    uncond: Tensor | None  # (1 or steps, T, D), the unconditional embedding in sampling order; None: that of the negative prompt
+    cut: dict | None  # of an inverted picture: the arguments size, picture and crop of `images.fit_mask`
+
+    @property
+    def start(self) -> Tensor:
+        """(1, 4, h, w): the noise that the run begins with."""
+        raise NotImplementedError
+
+    @property
+    def fit_mask(self) -> Callable[[Tensor], Tensor] | None:
+        """Cuts and resizes a user's mask as the inverted picture was cut and resized; None if there was no picture."""
+        return None if self.cut is None else partial(fit_mask, **self.cut)
+
+    def prompts_to_run(self, prompts: tuple[str, ...]) -> tuple[str, ...]:
+        """The prompts that the network must run; by default all of them."""
+        return prompts
+
+    def around(self, edit: AttentionEdit) -> AttentionEdit:
+        """The edit together with what this run adds to it."""
+        return edit
+
+    def complete(self, latents: Tensor, pred_x0: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents (steps + 1, prompts run, 4, h, w) and predicted x0 (steps, ...) -> those of all prompts."""
+        return latents, pred_x0
+
+    def to_file(self) -> tuple[dict[str, Tensor], dict]:
+        """The tensors by name, and the values that JSON can hold."""
         raise NotImplementedError
 
     @classmethod
-    def from_parts(cls, tensors: dict[str, Tensor], said: dict) -> "Kept":
-        """The other way round. KeyError, TypeError or ValueError for the parts of anything else."""
+    def from_file(cls, tensors: dict[str, Tensor], values: dict) -> "SavedRun":
+        """The inverse of `to_file`. KeyError, TypeError or ValueError for the content of any other file."""
         raise NotImplementedError
 
-    def fits(self, sd, **asked) -> None:
-        """PromptError unless a run of `sd` with these settings (None: not said) is one that this was made for."""
+    def check(self, fingerprint: Tensor, dtype: torch.dtype, **asked) -> None:
+        """RequestError unless this run was made by the model with this fingerprint, with these settings (None: not given)."""
         kind = type(self).__name__.lower()
         for name, value in asked.items():
             own = getattr(self, name)
-            if value is not None and value != own:
-                name = NAMES.get(name, name)
-                raise PromptError(f"the {name} is {value!r} and that of the {kind} is {own!r}: use its own, or {self.verb} again")
-        ours = fingerprint(sd)
-        dtypes = {sd.dtype, getattr(torch, self.dtype)}
-        rounding = 8 * max(torch.finfo(dtype).eps for dtype in dtypes) if len(dtypes) > 1 else 32 * torch.finfo(torch.float32).eps
-        same = ours.shape == self.weights.shape
-        if not same or ((ours[0] - self.weights[0]).abs() > rounding * ours.abs().sum(0)).any():
-            raise PromptError(f"the {kind} was made with other weights than these: load those, or {self.verb} again")
+            if value is None or value == own or is_number(value) and is_number(own) and math.isclose(value, own, rel_tol=1e-6):
+                continue
+            name = NAMES.get(name, name)
+            error = PromptError if "prompt" in name else RequestError
+            raise error(
+                f"the {name} is {brief(value)} and that of the {kind} is {brief(own)}: use its own, or {self.command} again"
+            )
+        dtypes = {dtype, getattr(torch, self.dtype)}
+        rounding = 8 * max(torch.finfo(kind).eps for kind in dtypes) if len(dtypes) > 1 else 32 * torch.finfo(torch.float32).eps
+        same = fingerprint.shape == self.weights.shape
+        if not same or ((fingerprint[0] - self.weights[0]).abs() > rounding * fingerprint.abs().sum(0)).any():
+            raise RequestError(f"the {kind} was made with other weights than these: load those, or {self.command} again")
 
     def save(self, path: str | Path) -> None:
-        """One .safetensors file, written whole or not at all. PromptError if it cannot be."""
+        """Writes one .safetensors file, whole or not at all. RequestError if it cannot be written."""
         path = writable(path, (".safetensors",))
-        tensors, said = self.parts()
+        tensors, values = self.to_file()
         tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
-        metadata = {type(self).__name__.lower(): json.dumps(said)}
+        metadata = {type(self).__name__.lower(): json.dumps(values)}
         try:
             write_whole(path, lambda file: save_file(tensors, file, metadata))
         except (OSError, SafetensorError) as error:
-            raise PromptError(f"cannot write {path} ({error}): make room, or choose another place") from None
+            raise RequestError(f"cannot write {path} ({error}): make room, or choose another place") from None
 
     @classmethod
     def load(cls, path: str | Path):
-        """What `save` wrote, on the CPU. PromptError, one line, for any other file."""
+        """Reads what `save` wrote, onto the CPU. RequestError, one line, for any other file."""
         path, kind = Path(path).expanduser(), cls.__name__.lower()
-        fix = f"give a file that `minip2p {cls.verb}` wrote"
+        fix = f"give a file that `minip2p {cls.command}` wrote"
         try:
-            with safe_open(path, framework="pt") as file:
-                said = json.loads((file.metadata() or {})[kind])
-                return cls.from_parts({name: file.get_tensor(name) for name in file.keys()}, said)
+            with torch.inference_mode(False), safe_open(path, framework="pt") as file:
+                values = json.loads((file.metadata() or {})[kind])
+                return cls.from_file({name: file.get_tensor(name) for name in file.keys()}, values)
         except (OSError, SafetensorError) as error:
             cause = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            raise PromptError(f"{path} cannot be read ({cause}): {fix}") from None
+            raise RequestError(f"{path} cannot be read ({cause}): {fix}") from None
         except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-            raise PromptError(f"{path} holds no {kind}: {fix}") from None
+            raise RequestError(f"{path} holds no {kind}: {fix}") from None
 
 
-def fingerprint(sd) -> Tensor:
+def read_cut(values: dict | None) -> dict | None:
+    """`SavedRun.cut` from JSON, which has lists where Python has tuples."""
+    return values and {name: value and tuple(value) for name, value in values.items()}
+
+
+def fingerprint(networks: list[nn.Module], schedule: Schedule) -> Tensor:
     """(2, numbers): the sum and the norm of every weight tensor and of every number of the schedule, on the CPU.
 
-    Not a hash: the same file loaded as float16 and as float32 differs in rounding. That moves a tensor's sum by about the
-    rounding of its norm; `Kept.fits` allows a few times as much, and no more. In one dtype only the order of summing differs.
+    It is not a hash, because the same file loaded as float16 and as float32 differs in rounding. Rounding changes a tensor's
+    sum by about the rounding of its norm, and `SavedRun.check` allows a few times that. In one dtype only the order of the
+    summation differs.
     """
-    weights = [weight for network in (sd.unet, sd.text_encoder, sd.vae) for weight in network.parameters()]
+    weights = [weight for network in networks for weight in network.parameters()]
     sums = [torch.stack([w.sum(dtype=torch.float32), torch.linalg.vector_norm(w, dtype=torch.float32)]) for w in weights]
-    schedule = sd.schedule
     numbers = [*schedule.alphas_cumprod[::100], schedule.steps_offset, schedule.set_alpha_to_one]
-    numbers = torch.tensor([*map(float, numbers), float(schedule.prediction_type == "epsilon")])
+    numbers += [schedule.prediction_type == "epsilon", schedule.timestep_spacing == "leading"]
+    numbers = torch.tensor([float(number) for number in numbers], dtype=torch.float32, device="cpu")
     return torch.cat([torch.stack(sums, dim=1).cpu(), torch.stack([numbers, numbers.abs()])], dim=1)
-
-
-def settle(steps: int | None, guidance: float | None, kept) -> tuple[int, float]:
-    """What a caller left out: the kept run's own (None: there is none), or 50 steps and guidance 7.5."""
-    return (
-        getattr(kept, "steps", 50) if steps is None else steps,
-        getattr(kept, "guidance", 7.5) if guidance is None else guidance,
-    )

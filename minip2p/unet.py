@@ -1,9 +1,10 @@
-"""The denoising UNet of Stable Diffusion 1 and 2: noisy latent + time + text -> the noise in it.
+"""The UNet of Stable Diffusion 1 and 2: noisy latents, timestep and text embedding -> the noise in the latents.
 
-Rombach et al. 2022 (arXiv 2112.10752). Every module carries the name it has in the checkpoint.
+Rombach et al. 2022 (arXiv 2112.10752). Every module has the name that it has in the checkpoint.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,19 +13,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from minip2p.attention import Attention, Site
+from minip2p.attention import Attention, AttentionEdit, Site
 from minip2p.blocks import Downsample, ResnetBlock, Upsample
+from minip2p.compose import as_edit
 
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """The numbers that tell one UNet from another; the defaults are Stable Diffusion 1's."""
+    """The numbers in which UNets differ; the defaults are Stable Diffusion 1's."""
 
     in_channels: int = 4
     out_channels: int = 4
     sample_size: int = 64  # side of the latent the network was trained on
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    down_attention: tuple[bool, ...] = (True, True, True, False)  # which levels look at the text, from the finest
+    down_attention: tuple[bool, ...] = (True, True, True, False)  # the levels that have attention, from the finest
+    mid_block: bool = True  # some distilled models have no middle block
     layers_per_block: int = 2
     cross_attention_dim: int = 768
     heads: tuple[int, ...] = (8, 8, 8, 8)  # one number a level
@@ -34,7 +37,7 @@ class UNetConfig:
 
 
 class FeedForward(nn.Module):
-    """GEGLU (Shazeer 2020): one half of a wide layer gates the other, then back to C channels."""
+    """GEGLU (Shazeer 2020): one half of a wide layer gates the other half, then a layer back to C channels."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -48,7 +51,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Pixels look at each other (attn1), then at the words (attn2), then each thinks for itself (ff)."""
+    """Self-attention among pixels (attn1), cross-attention to the text (attn2), a feed-forward layer per pixel (ff)."""
 
     def __init__(self, channels: int, text_channels: int, heads: int):
         super().__init__()
@@ -59,15 +62,15 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(channels)
         self.ff = FeedForward(channels)
 
-    def forward(self, x: Tensor, text: Tensor, size: tuple[int, int], edit) -> Tensor:
+    def forward(self, x: Tensor, text: Tensor, size: tuple[int, int], edit: AttentionEdit | None, n_uncond: int) -> Tensor:
         h = self.norm1(x)
-        x = x + self.attn1(h, h, self.attn1.site(*size), edit)
-        x = x + self.attn2(self.norm2(x), text, self.attn2.site(*size), edit)
+        x = x + self.attn1(h, h, self.attn1.site(*size), edit, n_uncond)
+        x = x + self.attn2(self.norm2(x), text, self.attn2.site(*size), edit, n_uncond)
         return x + self.ff(self.norm3(x))
 
 
 class SpatialTransformer(nn.Module):
-    """A feature map becomes a list of pixels, passes a transformer block, and becomes a feature map again."""
+    """A transformer block over the pixels of a feature map, with a residual connection around it."""
 
     def __init__(self, channels: int, text_channels: int, heads: int, groups: int, linear: bool):
         super().__init__()
@@ -77,159 +80,147 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, text_channels, heads)])
         self.proj_out = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: Tensor, text: Tensor, edit) -> Tensor:
-        B, C, height, width = x.shape
+    def to_pixels(self, x: Tensor) -> Tensor:  # (B, C, height, width) -> (B, P, C)
         h = self.norm(x)
-        h = h if self.linear else self.proj_in(h)
-        h = h.flatten(2).transpose(1, 2)  # (B, P, C)
-        h = self.proj_in(h) if self.linear else h
+        if self.linear:
+            return self.proj_in(h.flatten(2).transpose(1, 2))
+        return self.proj_in(h).flatten(2).transpose(1, 2)
+
+    def forward(self, x: Tensor, text: Tensor, edit: AttentionEdit | None, n_uncond: int) -> Tensor:
+        h = self.to_pixels(x)
         for block in self.transformer_blocks:
-            h = block(h, text, (height, width), edit)
-        h = self.proj_out(h) if self.linear else h
-        h = h.transpose(1, 2).reshape(B, C, height, width)
-        return x + (h if self.linear else self.proj_out(h))
+            h = block(h, text, x.shape[-2:], edit, n_uncond)
+        if self.linear:
+            return x + self.proj_out(h).transpose(1, 2).reshape(x.shape)
+        return x + self.proj_out(h.transpose(1, 2).reshape(x.shape))
 
 
-class DownBlock(nn.Module):
-    """One level on the way down: residual blocks, attention if this level has it, then halve."""
+class Block(nn.Module):
+    """One level of the UNet: residual blocks, each with a transformer if the level has attention, then a change of size.
 
-    def __init__(self, channels: int, out_channels: int, config: UNetConfig, level: int, halve: bool):
+    A container with the checkpoint's names; `UNet.forward` runs its layers.
+    """
+
+    def __init__(self, config: UNetConfig, level: int, in_channels: list[int], out_channels: int, attentions: int):
         super().__init__()
-        widths = [channels] + [out_channels] * (config.layers_per_block - 1)
-        self.resnets = nn.ModuleList(_resnet(width, out_channels, config) for width in widths)
-        if config.down_attention[level]:
-            self.attentions = nn.ModuleList(_transformer(out_channels, config, level) for _ in widths)
-        if halve:
-            self.downsamplers = nn.ModuleList([Downsample(out_channels, symmetric=True)])
-
-    def forward(self, x: Tensor, time: Tensor, text: Tensor, edit) -> list[Tensor]:
-        """Returns every intermediate feature map; the last goes on down, all of them wait for the way up."""
-        outputs = []
-        for i, resnet in enumerate(self.resnets):
-            x = resnet(x, time)
-            if hasattr(self, "attentions"):
-                x = self.attentions[i](x, text, edit)
-            outputs.append(x)
-        if hasattr(self, "downsamplers"):
-            outputs.append(self.downsamplers[0](x))
-        return outputs
-
-
-class MidBlock(nn.Module):
-    """The bottom of the U: the coarsest feature map."""
-
-    def __init__(self, channels: int, config: UNetConfig):
-        super().__init__()
-        self.resnets = nn.ModuleList(_resnet(channels, channels, config) for _ in range(2))
-        self.attentions = nn.ModuleList([_transformer(channels, config, level=-1)])
-
-    def forward(self, x: Tensor, time: Tensor, text: Tensor, edit) -> Tensor:
-        x = self.resnets[0](x, time)
-        x = self.attentions[0](x, text, edit)
-        return self.resnets[1](x, time)
-
-
-class UpBlock(nn.Module):
-    """One level on the way up: join the waiting feature maps, residual blocks, attention, then double."""
-
-    def __init__(self, channels: int, skips: list[int], out_channels: int, config: UNetConfig, level: int, double: bool):
-        super().__init__()
-        widths = [channels] + [out_channels] * (len(skips) - 1)
-        self.resnets = nn.ModuleList(_resnet(w + skip, out_channels, config) for w, skip in zip(widths, skips))
-        if config.down_attention[level]:
-            self.attentions = nn.ModuleList(_transformer(out_channels, config, level) for _ in skips)
-        if double:
-            self.upsamplers = nn.ModuleList([Upsample(out_channels)])
-
-    def forward(self, x: Tensor, skips: list[Tensor], time: Tensor, text: Tensor, edit) -> Tensor:
-        for i, (resnet, skip) in enumerate(zip(self.resnets, skips)):
-            x = resnet(torch.cat([x, skip], dim=1), time)
-            if hasattr(self, "attentions"):
-                x = self.attentions[i](x, text, edit)
-        return self.upsamplers[0](x) if hasattr(self, "upsamplers") else x
+        time_channels, groups = 4 * config.block_out_channels[0], config.norm_num_groups
+        self.resnets = nn.ModuleList(
+            ResnetBlock(channels, out_channels, time_channels, groups, config.norm_eps) for channels in in_channels
+        )
+        self.attentions = nn.ModuleList(
+            SpatialTransformer(
+                out_channels, config.cross_attention_dim, config.heads[level], groups, config.use_linear_projection
+            )
+            for _ in range(attentions)
+        )
+        self.downsamplers, self.upsamplers = nn.ModuleList(), nn.ModuleList()
 
 
 class UNet(nn.Module):
-    """eps(z_t, t, text): predicts the noise (or v) in a latent; `edit` is handed to every attention layer."""
+    """eps(z_t, t, text): predicts the noise (or v) in latents; `edit` reaches every attention layer as an argument."""
 
     def __init__(self, config: UNetConfig):
         super().__init__()
         self.config = config
-        widths = config.block_out_channels
+        widths, layers = config.block_out_channels, config.layers_per_block
         self.levels = len(widths)
-        time_channels = 4 * widths[0]
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.time_embedding = nn.Module()
-        self.time_embedding.linear_1 = nn.Linear(widths[0], time_channels)
-        self.time_embedding.linear_2 = nn.Linear(time_channels, time_channels)
+        self.time_embedding.linear_1 = nn.Linear(widths[0], 4 * widths[0])
+        self.time_embedding.linear_2 = nn.Linear(4 * widths[0], 4 * widths[0])
 
         self.down_blocks = nn.ModuleList()
-        channels, waiting = widths[0], [widths[0]]  # waiting: the widths of the feature maps kept for the way up
+        channels, skips = widths[0], [widths[0]]  # skips: the widths of the feature maps that the way up will need
         for level, width in enumerate(widths):
-            halve = level < self.levels - 1
-            self.down_blocks.append(DownBlock(channels, width, config, level, halve))
-            waiting += [width] * (config.layers_per_block + halve)
+            block = Block(config, level, [channels] + [width] * (layers - 1), width, layers * config.down_attention[level])
+            skips += [width] * layers
+            if level < self.levels - 1:
+                block.downsamplers.append(Downsample(width, symmetric=True))
+                skips.append(width)
+            self.down_blocks.append(block)
             channels = width
-        self.mid_block = MidBlock(channels, config)
+        self.mid_block = Block(config, self.levels - 1, [channels] * 2, channels, 1) if config.mid_block else None
         self.up_blocks = nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):
-            skips = [waiting.pop() for _ in range(config.layers_per_block + 1)]
-            self.up_blocks.append(UpBlock(channels, skips, width, config, level, double=level > 0))
+            in_channels = [(channels if i == 0 else width) + skips.pop() for i in range(layers + 1)]
+            block = Block(config, level, in_channels, width, (layers + 1) * config.down_attention[level])
+            if level > 0:
+                block.upsamplers.append(Upsample(width))
+            self.up_blocks.append(block)
             channels = width
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels, eps=config.norm_eps)
         self.conv_out = nn.Conv2d(channels, config.out_channels, 3, padding=1)
-        for name, module in self.named_modules():
-            if isinstance(module, Attention):
-                module.name, module.level = name, self.level_of(name)
 
-    def forward(self, latents: Tensor, t: int | Tensor, text: Tensor, edit=None, checkpointing: bool = False) -> Tensor:
-        """latents (B, 4, h, w), t an int or (B,), text (B, T, D) -> (B, 4, h, w).
+        layers_by_name = {name: module for name, module in self.named_modules() if isinstance(module, Attention)}
+        for name, layer in layers_by_name.items():
+            layer.name, layer.level = name, self.level_of(name)
+        for layer in layers_by_name.values():
+            layer.coarsest = layer.level == max(other.level for other in layers_by_name.values())
 
-        checkpointing: where a gradient is wanted, keep only what passes between blocks and compute the inside of each block
-        again on the way back (Chen et al. 2016, arXiv 1604.06174). Less memory, more time; `edit` is then asked twice.
+    def forward(
+        self,
+        latents: Tensor,
+        t: int | Tensor,
+        text: Tensor,
+        edit: AttentionEdit | Callable | None = None,
+        n_uncond: int = 0,
+        checkpointing: bool = False,
+    ) -> Tensor:
+        """latents (B, 4, h, w), t an int or (B,), text (B, T, D) -> (B, 4, h, w), float32.
+
+        edit: reads or changes attention maps, except those of the first `n_uncond` rows of the batch. checkpointing: keep only
+        the inputs of layers for the gradient and compute the rest again (Chen et al. 2016, arXiv 1604.06174).
         """
-        run = partial(checkpoint, use_reentrant=False, preserve_rng_state=False) if checkpointing else lambda block, *x: block(*x)
-        time = time_features(t, self.config.block_out_channels[0], latents)
+        edit = None if edit is None else as_edit(edit)
+        run = partial(checkpoint, use_reentrant=False, preserve_rng_state=False) if checkpointing else nn.Module.__call__
+        time = timestep_embedding(t, self.config.block_out_channels[0], latents)
         time = self.time_embedding.linear_2(F.silu(self.time_embedding.linear_1(time)))
         x = self.conv_in(latents)
-        waiting = [x]
+        skips = [x]
         for block in self.down_blocks:
-            waiting += run(block, waiting[-1], time, text, edit)
-        x = run(self.mid_block, waiting[-1], time, text, edit)
+            for i, resnet in enumerate(block.resnets):
+                x = run(resnet, x, time)
+                x = run(block.attentions[i], x, text, edit, n_uncond) if block.attentions else x
+                skips.append(x)
+            for downsample in block.downsamplers:
+                x = downsample(x)
+                skips.append(x)
+        if self.mid_block is not None:
+            x = run(self.mid_block.resnets[0], x, time)
+            x = run(self.mid_block.attentions[0], x, text, edit, n_uncond)
+            x = run(self.mid_block.resnets[1], x, time)
         for block in self.up_blocks:
-            x = run(block, x, [waiting.pop() for _ in block.resnets], time, text, edit)
+            for i, resnet in enumerate(block.resnets):
+                x = run(resnet, torch.cat([x, skips.pop()], dim=1), time)
+                x = run(block.attentions[i], x, text, edit, n_uncond) if block.attentions else x
+            for upsample in block.upsamplers:
+                x = upsample(x)
         x, last = F.silu(self.conv_norm_out(x)).float(), self.conv_out
-        # In float32, for guidance multiplies the difference of two outputs, and so their rounding, by 7.5.
+        # In float32, because guidance multiplies the difference of two outputs, and so their rounding, by 7.5.
         return F.conv2d(x, last.weight.float(), last.bias.float(), padding=1)
 
     def level_of(self, name: str) -> int:
-        """How often the latent was halved where a module of this name works."""
+        """How many times the latent is halved before the module of this name."""
         place, number, *_ = name.split(".")
         last = self.levels - 1
         return int(number) if place == "down_blocks" else last - int(number) if place == "up_blocks" else last
 
     def sites(self, height: int, width: int) -> list[Site]:
-        """Every attention layer in the order it runs, with the size its maps have for a latent of this size."""
+        """Every attention layer in the order of the modules, with the size of its maps for a latent of height x width.
+
+        Low-resolution layers hold the layout and not the details: those of at most 16 x 16 (the authors' limit at 512 x 512)
+        or of a quarter of the latent's side where that is larger (24 x 24 at 768 x 768), and always the coarsest ones.
+        """
         layers = [module for module in self.modules() if isinstance(module, Attention)]
         return [layer.site(height >> layer.level, width >> layer.level) for layer in layers]
 
 
-def time_features(t: int | Tensor, channels: int, like: Tensor) -> Tensor:
+def timestep_embedding(t: int | Tensor, channels: int, like: Tensor) -> Tensor:
     """Cosines and sines of the timestep (B, channels), at wavelengths from 2 pi to 20,000 pi (Ho et al. 2020)."""
-    t = t if isinstance(t, Tensor) else torch.full((1,), t, device=like.device)  # written there: a copy would wait for the device
+    if not isinstance(t, Tensor):
+        t = torch.full((1,), t, device=like.device)  # made on the device: a copy would wait for it
     t = t.to(like.device).expand(like.shape[0]).float()
     half = channels // 2
     frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=like.device, dtype=torch.float32) / half)
     angles = t[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1).to(like.dtype)
-
-
-def _resnet(channels: int, out_channels: int, config: UNetConfig) -> ResnetBlock:
-    time_channels = 4 * config.block_out_channels[0]
-    return ResnetBlock(channels, out_channels, time_channels, config.norm_num_groups, config.norm_eps)
-
-
-def _transformer(channels: int, config: UNetConfig, level: int) -> SpatialTransformer:
-    return SpatialTransformer(
-        channels, config.cross_attention_dim, config.heads[level], config.norm_num_groups, config.use_linear_projection
-    )

@@ -1,6 +1,6 @@
-"""The autoencoder of Stable Diffusion: pictures to latents an eighth (or so) their size, and back.
+"""The autoencoder of Stable Diffusion (VAE): pictures -> latents with an eighth of their height and width, and back.
 
-Rombach et al. 2022 (arXiv 2112.10752). Latents here are as the network makes them, not multiplied by `scaling_factor`.
+Rombach et al. 2022 (arXiv 2112.10752). Latents here are the network's own, not multiplied by `scaling_factor`.
 """
 
 from dataclasses import dataclass
@@ -10,27 +10,27 @@ from torch import Tensor, nn
 
 from minip2p.blocks import Downsample, ResnetBlock, Upsample
 
-EPS = 1e-6  # of every GroupNorm here; the UNet's residual blocks have 1e-5
+EPS = 1e-6  # of every GroupNorm in the VAE; the UNet's residual blocks have 1e-5
 
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """The numbers that tell one autoencoder from another; the defaults are Stable Diffusion's."""
+    """The numbers in which autoencoders differ; the defaults are Stable Diffusion's."""
 
     block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
     layers_per_block: int = 2
     latent_channels: int = 4
     norm_num_groups: int = 32
-    scaling_factor: float = 0.18215  # latents times this have a standard deviation near 1
+    scaling_factor: float = 0.18215  # latents times this factor have a standard deviation near 1
 
     @property
     def factor(self) -> int:
-        """How many pixels of the picture one pixel of the latent stands for, along each side."""
+        """The picture's side divided by the latent's: 8 in Stable Diffusion."""
         return 2 ** (len(self.block_out_channels) - 1)
 
 
 class SelfAttention(nn.Module):
-    """Pixels look at each other, once, at the bottom; one head, and no edit ever asks for these maps."""
+    """Self-attention of the coarsest feature map, with one head. No edit can change these maps."""
 
     def __init__(self, channels: int, groups: int):
         super().__init__()
@@ -48,6 +48,8 @@ class SelfAttention(nn.Module):
 
 
 class MidBlock(nn.Module):
+    """The coarsest level: a residual block, self-attention, a residual block."""
+
     def __init__(self, channels: int, groups: int):
         super().__init__()
         self.resnets = nn.ModuleList(ResnetBlock(channels, channels, None, groups, EPS) for _ in range(2))
@@ -58,15 +60,15 @@ class MidBlock(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks of one width, then halve or double, or neither."""
+    """Residual blocks of one width, then downsampling, upsampling, or neither (resize None)."""
 
     def __init__(self, channels: int, out_channels: int, layers: int, groups: int, resize: str | None):
         super().__init__()
         widths = [channels] + [out_channels] * (layers - 1)
         self.resnets = nn.ModuleList(ResnetBlock(width, out_channels, None, groups, EPS) for width in widths)
-        if resize == "halve":
+        if resize == "downsample":
             self.downsamplers = nn.ModuleList([Downsample(out_channels, symmetric=False)])
-        if resize == "double":
+        if resize == "upsample":
             self.upsamplers = nn.ModuleList([Upsample(out_channels)])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,7 +80,7 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """(B, 3, H, W) -> mean and log-variance of the latent, (B, 8, h, w)."""
+    """Pictures (B, 3, H, W) -> mean and log-variance of the latents, (B, 8, h, w)."""
 
     def __init__(self, config: VAEConfig):
         super().__init__()
@@ -86,7 +88,7 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
         self.down_blocks = nn.ModuleList()
         for i, (channels, width) in enumerate(zip((widths[0], *widths), widths)):
-            resize = "halve" if i < len(widths) - 1 else None
+            resize = "downsample" if i < len(widths) - 1 else None
             self.down_blocks.append(Level(channels, width, config.layers_per_block, groups, resize))
         self.mid_block = MidBlock(widths[-1], groups)
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
@@ -100,7 +102,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(B, 4, h, w) -> (B, 3, H, W). One residual block a level more than the encoder."""
+    """Latents (B, 4, h, w) -> pictures (B, 3, H, W). Each level has one residual block more than the encoder's."""
 
     def __init__(self, config: VAEConfig):
         super().__init__()
@@ -109,7 +111,7 @@ class Decoder(nn.Module):
         self.mid_block = MidBlock(widths[0], groups)
         self.up_blocks = nn.ModuleList()
         for i, (channels, width) in enumerate(zip((widths[0], *widths), widths)):
-            resize = "double" if i < len(widths) - 1 else None
+            resize = "upsample" if i < len(widths) - 1 else None
             self.up_blocks.append(Level(channels, width, config.layers_per_block + 1, groups, resize))
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
@@ -122,7 +124,7 @@ class Decoder(nn.Module):
 
 
 class VAE(nn.Module):
-    """Kingma & Welling 2013, at the size of Stable Diffusion: `encode` gives the posterior's mean, `decode` a picture."""
+    """A variational autoencoder (Kingma & Welling 2013): `encode` returns the posterior's mean, `decode` a picture."""
 
     def __init__(self, config: VAEConfig):
         super().__init__()

@@ -1,5 +1,4 @@
-"""Small random Stable Diffusions, once a session: as diffusers made them, on disk, and as this package reads them; copies of
-their files, to be spoiled."""
+"""Models that all tests share: small random Stable Diffusions, made once per session, and the toy."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,51 +9,78 @@ from diffusers import StableDiffusionPipeline
 from diffusers.loaders import single_file_utils
 from hypothesis import settings
 
-from minip2p import Inversion, StableDiffusion, invert, names
+from minip2p import Inversion, StableDiffusion, convert, invert
+from minip2p.inversion import METHODS
 from tests.checkpoints import copy, manifest, put
-from tests.inversions import METHODS, PROMPT, QUIET, RATE, SIZE, STEPS, photograph
-from tests.pipelines import random_pipeline
+from tests.inversions import PROMPT, QUIET, RATE, SIZE, STEPS, input_picture
+from tests.pipelines import random_pipeline, sharp_pipeline
 
-torch.set_num_threads(1)  # networks this small only wait for a second one
+TOY = Path(__file__).resolve().parent.parent / "weights" / "toy"
+
+torch.set_num_threads(1)  # networks this small gain nothing from a second thread
 settings.register_profile("minip2p", deadline=None, derandomize=True)
 settings.load_profile("minip2p")
 
 
 @dataclass(frozen=True)
 class Pair:
+    """The same model as diffusers made it, on disk, and as this package loads it."""
+
     reference: StableDiffusionPipeline
     folder: Path
     ours: StableDiffusion
 
 
-def _pair(flavour: str, tmp_path_factory) -> Pair:
+def _pair(make, flavour: str, tmp_path_factory) -> Pair:
     folder = tmp_path_factory.mktemp(flavour)
-    reference = random_pipeline(folder, flavour)
+    reference = make(folder, flavour)
     return Pair(reference, folder, StableDiffusion.load(folder, device="cpu"))
 
 
 @pytest.fixture(scope="session")
 def sd1(tmp_path_factory) -> Pair:
-    return _pair("sd1", tmp_path_factory)
+    return _pair(random_pipeline, "sd1", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def sd2(tmp_path_factory) -> Pair:
-    return _pair("sd2", tmp_path_factory)
+    return _pair(random_pipeline, "sd2", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def deep(tmp_path_factory) -> Pair:
-    return _pair("deep", tmp_path_factory)
+    return _pair(random_pipeline, "deep", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
-def made(sd1, sd2) -> dict[tuple[str, str], Inversion]:
-    """The photograph inverted by (flavour, method)."""
+def sharp1(tmp_path_factory) -> Pair:
+    """Attention so uneven that every edit shows."""
+    return _pair(sharp_pipeline, "sd1", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def sharp2(tmp_path_factory) -> Pair:
+    return _pair(sharp_pipeline, "sd2", tmp_path_factory)
+
+
+@pytest.fixture(params=["sharp1", "sharp2"])
+def sharp(request) -> Pair:
+    """Each in turn: a model that predicts the noise and one that predicts v."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session")
+def toy() -> StableDiffusion:
+    return StableDiffusion.load(TOY, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def inversions(sd1, sd2) -> dict[tuple[str, str], Inversion]:
+    """Inversions of the picture by (flavour, method)."""
     models = {"sd1": sd1.ours, "sd2": sd2.ours}
     options = {"steps": STEPS, "size": SIZE, "lr": RATE} | QUIET
     return {
-        (flavour, method): invert(sd, photograph(), PROMPT, method, **options)
+        (flavour, method): invert(sd, input_picture(), PROMPT, method, **options)
         for flavour, sd in models.items()
         for method in METHODS
         if flavour == "sd1" or method in ("ddim", "null-text")
@@ -63,7 +89,7 @@ def made(sd1, sd2) -> dict[tuple[str, str], Inversion]:
 
 @pytest.fixture(params=["sd1", "sd2"])
 def pair(request) -> Pair:
-    """Each flavour in turn."""
+    """Each flavour in turn: Stable Diffusion 1 and 2."""
     return request.getfixturevalue(request.param)
 
 
@@ -74,9 +100,9 @@ def folder(sd1, tmp_path) -> Path:
 
 @pytest.fixture(scope="session")
 def compvis(deep) -> dict[str, str]:
-    """CompVis's name of every tensor of `deep`, by part and today's name, as diffusers' own converter translates them.
+    """CompVis's name of every tensor of `deep`, by its part and its name in a folder, according to diffusers' converter.
 
-    The converter runs over the names of a real single file; each tensor carries its name's number.
+    The converter is given the names of a real single file. Each tensor holds the number of its name.
     """
     numbered = list(manifest("sd1-single-file"))
     markers = {name: torch.full((1, 1, 1, 1), i) for i, name in enumerate(numbered)}
@@ -91,12 +117,11 @@ def compvis(deep) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def single_state(deep, compvis) -> dict[str, torch.Tensor]:
-    """The tensors of `deep` as a single file has them: CompVis's names, the VAE's attention as 1x1 convolutions, and the rest."""
+    """The tensors of `deep` as in a single file: CompVis's names, the VAE's attention as 1x1 convolutions, and extra tensors."""
     parts = {"unet": deep.ours.unet, "vae": deep.ours.vae, "text_encoder": deep.ours.text_encoder}
     state = {compvis[f"{part}.{name}"]: tensor for part, module in parts.items() for name, tensor in module.state_dict().items()}
     state = {name: t[:, :, None, None] if "attn_1" in name and t.ndim == 2 else t for name, t in state.items()}
-    state |= {name: torch.zeros(7) for name in manifest("sd1-single-file") if not name.startswith(tuple(names.PREFIXES.values()))}
-    state["model_ema.diffusion_modelout2bias"] = torch.zeros(4)
+    state |= {name: torch.zeros(7) for name in convert.SCHEDULE}
     state["cond_stage_model.transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]
     return state
 

@@ -1,7 +1,4 @@
-"""Small random Stable Diffusions, written to disk by diffusers and transformers themselves: the references of the tests.
-
-And how far from a reference something is.
-"""
+"""Small random Stable Diffusions, written to disk by diffusers and transformers: the references of the tests."""
 
 import json
 from pathlib import Path
@@ -22,14 +19,18 @@ CROSS, PLAIN = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D"), ("DownBlock2D", "
 
 
 def write_tokenizer(folder: Path, pad: str = END) -> None:
+    """A small vocabulary with CLIP's context of 77 tokens. pad: "!" in Stable Diffusion 2."""
     vocabulary.write(CAPTIONS, folder)
     config = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"pad_token": pad}))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"pad_token": pad, "model_max_length": 77}))
 
 
 def random_pipeline(folder: Path, flavour: str = "sd1", seed: int = 0) -> StableDiffusionPipeline:
-    """A Stable Diffusion in small: 1 ("sd1"), 2 ("sd2": linear projections, exact gelu, v-prediction, pads with "!"),
-    or 1 at its own depth and with its own heads and groups ("deep"), which a single file leaves unsaid."""
+    """A small Stable Diffusion with random weights, also written to `folder`.
+
+    flavour: "sd1"; "sd2" (linear projections, exact gelu, v-prediction, padding with "!"); or "deep", Stable Diffusion 1 with
+    the depth, heads and groups of the real one, which a single file does not tell.
+    """
     torch.manual_seed(seed)
     sd2, deep = flavour == "sd2", flavour == "deep"
     text_width = 64 if deep else 48
@@ -61,7 +62,7 @@ def random_pipeline(folder: Path, flavour: str = "sd1", seed: int = 0) -> Stable
         steps_offset=1, prediction_type="v_prediction" if sd2 else "epsilon",
     )  # fmt: skip
     for network in (text_encoder, unet, vae):
-        for parameter in network.eval().parameters():  # no norm or bias is one or zero: a wrong one must show
+        for parameter in network.eval().parameters():  # norms other than 1 and biases other than 0, so that a wrong one shows
             parameter.data += 0.1 * torch.randn_like(parameter) if parameter.ndim == 1 else 0
     pipeline = StableDiffusionPipeline(
         vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
@@ -72,7 +73,19 @@ def random_pipeline(folder: Path, flavour: str = "sd1", seed: int = 0) -> Stable
     return pipeline
 
 
+def sharp_pipeline(folder: Path, flavour: str = "sd1") -> StableDiffusionPipeline:
+    """A random pipeline with larger weights in attention. Without that its maps are so even that edits hardly matter."""
+    pipeline = random_pipeline(folder, flavour)
+    with torch.no_grad():
+        for name, module in pipeline.unet.named_modules():
+            if name.endswith(("attn1", "attn2")):
+                module.to_q.weight *= 10
+                module.to_v.weight *= 3
+    pipeline.save_pretrained(folder)
+    return pipeline
+
+
 def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """How far apart two tensors are, as a part of the second."""
+    """The norm of the difference of two tensors, relative to the norm of the second."""
     assert ours.shape == theirs.shape
     return ((ours - theirs).norm() / theirs.norm()).item()

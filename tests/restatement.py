@@ -1,32 +1,14 @@
-"""Prompt-to-Prompt once more: the published formulas, written down from the papers on diffusers' own UNet and scheduler.
+"""A second implementation of Prompt-to-Prompt, written from the papers on diffusers' UNet and scheduler.
 
-The tests compare the package with this. It shares no code with it, and prefers loops over one prompt to anything clever.
+The tests compare the package with this one. They share no code. Loops over single prompts and pixels are preferred here.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
-
-from tests.pipelines import random_pipeline
-
-T = 77
-
-
-def sharp_pipeline(folder: Path, flavour: str = "sd1") -> StableDiffusionPipeline:
-    """A random pipeline, saved again with louder attention: as drawn, its maps are so even that hardly an edit shows."""
-    pipeline = random_pipeline(folder, flavour)
-    with torch.no_grad():
-        for name, module in pipeline.unet.named_modules():
-            if name.endswith(("attn1", "attn2")):
-                module.to_q.weight *= 10
-                module.to_v.weight *= 3
-    pipeline.save_pretrained(folder)
-    return pipeline
-
 
 # ---------------------------------------------------------------- prompts
 
@@ -43,25 +25,33 @@ def words_of(tokenizer, prompt: str) -> list[tuple[str, list[int]]]:
 
 def marks(tokenizer, prompt: str, *wanted: str) -> Tensor:
     """(T,): 1 at the tokens of the wanted words."""
-    row = torch.zeros(T)
+    row = torch.zeros(tokenizer.model_max_length)
     for word, positions in words_of(tokenizer, prompt):
         row[positions] = float(word in wanted)
     return row
 
 
+def padding(tokenizer, source: str, target: str) -> list[tuple[int, int]]:
+    """(source, target) indices of the target's padding: the same index, or the source's first padding if that is later."""
+    first, first_of_target = (len(tokenizer(prompt).input_ids) for prompt in (source, target))
+    return [(max(j, first), j) for j in range(first_of_target, tokenizer.model_max_length)]
+
+
 def replacement(tokenizer, source: str, target: str) -> Tensor:
-    """(T, T) for two prompts of equally many words. Where token counts agree this is the authors' matrix; where they do
-    not, the tokens behind the swapped word stay with their own words."""
-    M = torch.zeros(T, T)
-    lengths = [{positions[0]: len(positions) for _, positions in words_of(tokenizer, prompt)} for prompt in (source, target)]
-    i = j = 0
-    while i < T and j < T:  # walk both prompts at once: start, words, end, padding
-        old, new = lengths[0].get(i, 1), lengths[1].get(j, 1)
-        for x in range(old):
-            for y in range(new):
-                M[i + x, j + y] = float(x == y) if old == new else 1 / new
-        i, j = i + old, j + new
-    return M
+    """(T, T) for two prompts of equally many words: the authors' matrix where token counts agree.
+
+    Where they do not agree, the tokens behind the swapped word still take the maps of the same words.
+    """
+    mapper = torch.zeros(tokenizer.model_max_length, tokenizer.model_max_length)
+    i = j = 1
+    for (_, old), (_, new) in zip(words_of(tokenizer, source), words_of(tokenizer, target), strict=True):
+        for x in old:
+            for y in new:
+                mapper[x, y] = float(x - old[0] == y - new[0]) if len(old) == len(new) else 1 / len(new)
+        i, j = i + len(old), j + len(new)
+    for x, y in [(0, 0), (i, j), *padding(tokenizer, source, target)]:
+        mapper[x, y] = 1.0
+    return mapper
 
 
 def needleman_wunsch(x: list, y: list) -> tuple[int, list[int]]:
@@ -84,20 +74,19 @@ def needleman_wunsch(x: list, y: list) -> tuple[int, list[int]]:
 
 
 def refinement(tokenizer, source: str, target: str) -> tuple[list[int], list[bool]]:
-    """For each target token the source token whose map it takes, and whether it takes one at all. The k-th padding after
-    the end token takes the k-th; where the source has none left, the target keeps its own."""
+    """For each target token the source token whose map it takes, and whether it takes one at all."""
     x, y = (tokenizer(prompt).input_ids for prompt in (source, target))
     _, partners = needleman_wunsch(x, y)
-    partners += [len(x) + k if len(x) + k < T else -1 for k in range(T - len(y))]
+    partners += [i for i, _ in padding(tokenizer, source, target)]
     return [max(i, 0) for i in partners], [i >= 0 for i in partners]
 
 
-# ---------------------------------------------------------------- what happens to maps
+# ---------------------------------------------------------------- edits of maps
 
 
-def replace_with(M: Tensor) -> Callable:
-    has_source = M.sum(0) > 0
-    return lambda S, A: torch.where(has_source, torch.einsum("hpw,wn->hpn", S, M), A)
+def replace_with(mapper: Tensor) -> Callable:
+    has_source = mapper.sum(0) > 0
+    return lambda S, A: torch.where(has_source, torch.einsum("hpw,wn->hpn", S, mapper), A)
 
 
 def refine_with(mapper: list[int], shared: list[bool]) -> Callable:
@@ -106,8 +95,8 @@ def refine_with(mapper: list[int], shared: list[bool]) -> Callable:
 
 @dataclass
 class Blending:
-    inside: Tensor  # (B, T) marks
-    outside: Tensor
+    include: Tensor  # (B, T) marks
+    exclude: Tensor
     size: tuple[int, int]  # of the maps that are read
     first: int  # the step from which it acts
     threshold: float
@@ -115,7 +104,7 @@ class Blending:
 
 @dataclass
 class Recipe:
-    """What to do to targets 1, 2, ... of a batch; steps are counted, not shares."""
+    """The edits of the targets 1, 2, ... of a batch; windows are in steps, not in shares of them."""
 
     change: list[Callable]  # per target: (S, A) -> maps, each (H, P, T)
     equalizer: list[Tensor]  # per target (T,)
@@ -125,7 +114,7 @@ class Recipe:
 
 
 class Run:
-    """The state of one run: the step it is at, and the sum of the maps that the blending reads."""
+    """The state of one run: its step, and the sum of the maps that the blending reads."""
 
     def __init__(self, recipe: Recipe):
         self.recipe, self.step, self.sum, self.layers = recipe, 0, 0.0, []
@@ -154,7 +143,7 @@ class Run:
             self.sum = self.sum + sum(self.layers) / len(self.layers)
             self.layers = []
             mask = blend_mask(
-                self.sum.unflatten(1, blending.size), blending.inside, blending.outside, z.shape[-2:], blending.threshold
+                self.sum.unflatten(1, blending.size), blending.include, blending.exclude, z.shape[-2:], blending.threshold
             )
             if self.step >= blending.first:
                 z = torch.stack([z[0]] + [z[0] + mask[i] * (z[i + 1] - z[0]) for i in range(len(z) - 1)])
@@ -162,7 +151,7 @@ class Run:
         return z, mask
 
 
-def blend_mask(maps: Tensor, inside: Tensor, outside: Tensor, size: tuple[int, int], threshold: float) -> Tensor:
+def blend_mask(maps: Tensor, include: Tensor, exclude: Tensor, size: tuple[int, int], threshold: float) -> Tensor:
     """Maps (B, h, w, T) and marks (B, T) -> (B - 1, height, width) of 0 and 1."""
 
     def strong(marks: Tensor, pool: bool) -> list[Tensor]:
@@ -177,26 +166,26 @@ def blend_mask(maps: Tensor, inside: Tensor, outside: Tensor, size: tuple[int, i
                      for y in range(h)]
                 )  # fmt: skip
             m = m[[y * h // size[0] for y in range(size[0])]][:, [x * w // size[1] for x in range(size[1])]]
-            pictures.append(m / m.max() > threshold)  # 0 / 0, where no word is marked, is above nothing
+            pictures.append(m / m.max() > threshold)  # where no word is marked, 0 / 0 is not above the threshold
         return pictures
 
-    may, may_not = strong(inside, pool=True), strong(outside, pool=False)
-    return torch.stack([(may[0] | may[i]) & ~(may_not[0] | may_not[i]) for i in range(1, len(maps))]).float()
+    inside, outside = strong(include, pool=True), strong(exclude, pool=False)
+    return torch.stack([(inside[0] | inside[i]) & ~(outside[0] | outside[i]) for i in range(1, len(maps))]).float()
 
 
 class Layer:
-    """An attention layer of diffusers' UNet with its maps written out; a Run changes the half of them that has a text."""
+    """An attention layer of diffusers' UNet that materialises its maps; a Run edits those of the conditional half."""
 
     def __init__(self, run: Run, cross: bool):
-        self.change = run.cross if cross else run.self_
+        self.edit = run.cross if cross else run.self_
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         q, k, v = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
         q, k, v = (x.unflatten(-1, (attn.heads, -1)) for x in (q, k, v))
         maps = (torch.einsum("bphc,bthc->bhpt", q, k) / q.shape[-1] ** 0.5).softmax(-1)
-        without, with_text = maps.chunk(2)
-        maps = torch.cat([without, self.change(with_text)])
+        uncond, cond = maps.chunk(2)
+        maps = torch.cat([uncond, self.edit(cond)])
         return attn.to_out[0](torch.einsum("bhpt,bthc->bphc", maps, v).flatten(2))
 
 
@@ -209,13 +198,13 @@ def generate(
     unet, scheduler, tokenizer = pipeline.unet, pipeline.scheduler, pipeline.tokenizer
     usual = unet.attn_processors
     unet.set_attn_processor({name: Layer(run, cross="attn2" in name) for name in usual})
-    ids = tokenizer([""] * len(prompts) + prompts, padding="max_length", max_length=T, return_tensors="pt").input_ids
+    ids = tokenizer([""] * len(prompts) + prompts, padding="max_length", return_tensors="pt").input_ids
     text = pipeline.text_encoder(ids)[0]
     z, masks = start.repeat(len(prompts), 1, 1, 1), []
     scheduler.set_timesteps(steps)
     for t in scheduler.timesteps:
-        without, with_text = unet(torch.cat([z, z]), t, text).sample.chunk(2)
-        z = scheduler.step(without + guidance * (with_text - without), t, z).prev_sample
+        uncond, cond = unet(torch.cat([z, z]), t, text).sample.chunk(2)
+        z = scheduler.step(uncond + guidance * (cond - uncond), t, z).prev_sample
         z, mask = run.after_step(z)
         masks.append(mask)
     unet.set_attn_processor(usual)

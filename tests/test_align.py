@@ -1,4 +1,4 @@
-"""Which source tokens each target token takes its map from: the published table, and what must hold for any two prompts."""
+"""Alignment: the published examples, and what must hold for any two prompts."""
 
 import copy
 
@@ -7,7 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minip2p import PromptError, align
+from minip2p import PromptError
+from minip2p.align import align_tokens, refinement_mapper, replacement_mapper
+from minip2p.edit_options import is_swap
 from minip2p.tokenizer import CLIPTokenizer
 from tests.pipelines import write_tokenizer
 from tests.restatement import needleman_wunsch
@@ -42,18 +44,23 @@ def ends(tokenizer: CLIPTokenizer, *prompts: str) -> list[int]:
 
 
 def expected(T: int, *pairs: tuple[list[int], list[int]]) -> torch.Tensor:
-    """M in which the source positions of each pair are shared out over its target positions."""
-    M = torch.zeros(T, T)
+    """The mapper for pairs of positions (source, target): one to one for equal counts, else in equal shares."""
+    mapper = torch.zeros(T, T)
     for old, new in pairs:
-        M[torch.tensor(old)[:, None], torch.tensor(new)] = torch.eye(len(old)) if len(old) == len(new) else 1 / len(new)
-    return M
+        mapper[torch.tensor(old)[:, None], torch.tensor(new)] = torch.eye(len(old)) if len(old) == len(new) else 1 / len(new)
+    return mapper
+
+
+def padding(T: int, end: int, target_end: int) -> list[tuple[list[int], list[int]]]:
+    """Pairs of the target's padding and where its maps come from; none if the source has no padding."""
+    return [([max(j, end + 1)], [j]) for j in range(target_end + 1, T if end + 1 < T else 0)]
 
 
 def run(first: int, last: int) -> list[int]:
     return list(range(first, last + 1))
 
 
-def test_the_vocabulary_is_the_one_these_tests_think(tokenizer):
+def test_the_vocabulary_has_the_token_counts_that_these_tests_assume(tokenizer):
     counts = {word: len(positions) for word, positions in tokenizer.words(" ".join(ORDINARY + SPECIAL))}
     assert counts == {word: tokens_of.get(word, 1) for word in ORDINARY + SPECIAL}
 
@@ -75,10 +82,36 @@ def test_the_vocabulary_is_the_one_these_tests_think(tokenizer):
     ],
 )
 def test_table_of_added_tokens(tokenizer, source, target, partners):
-    assert align.align_tokens(tokenizer, source, target) == partners
-    M, keep = align.for_adding(tokenizer, source, target)
+    assert align_tokens(tokenizer, source, target) == partners
+    mapper, has_source = refinement_mapper(tokenizer, source, target)
     for j, i in enumerate(partners):
-        assert M[:, j].nonzero().flatten().tolist() == ([i] if i >= 0 else []) and keep[j] == (i >= 0)
+        assert mapper[:, j].nonzero().flatten().tolist() == ([i] if i >= 0 else []) and has_source[j] == (i >= 0)
+
+
+@pytest.mark.parametrize(
+    "source, target, first",
+    [
+        ("a cat", "a dog", [4, 5, 6]),
+        ("a cat", "a red dog", [5, 6, 7]),  # the target is longer: index 4 is its end token
+        ("a red cat", "a dog", [5, 5, 6]),  # at index 4 the source has its end token, so its first padding, 5
+        ("a red cat on the grass", "a cat", [8, 8, 8, 8, 8, 9, 10]),  # at indices 4 to 6 it has words
+    ],
+)
+def test_padding_takes_the_padding_of_the_same_index(tokenizer, source, target, first):
+    """As the authors' release does; where the source has a word or its end token there, padding takes its first padding."""
+    [end] = ends(tokenizer, target)
+    for mapper_of in (refinement_mapper, replacement_mapper)[: 1 + (target == "a dog" and source == "a cat")]:
+        mapper, has_source = mapper_of(tokenizer, source, target)
+        assert [mapper[:, end + 1 + k].nonzero().flatten().tolist() for k in range(len(first))] == [[i] for i in first]
+        rest = run(end + 1 + len(first), T - 1)
+        assert torch.equal(mapper[:, rest], torch.eye(T)[:, rest]) and has_source[end:].all()
+
+
+def test_padding_keeps_its_own_maps_where_the_source_has_none(tokenizer):
+    tokenizer = shorter(tokenizer, "a castle", room=0)
+    for mapper_of in (refinement_mapper, replacement_mapper):
+        mapper, has_source = mapper_of(tokenizer, "a castle", "a cat")
+        assert not mapper[:, 4:].any() and not has_source[4:].any() and mapper[-1, 3] == 1
 
 
 @quick
@@ -87,75 +120,69 @@ def test_adding_any_words(tokenizer, source, target, room):
     source, target = " ".join(source), " ".join(target)
     tokenizer = shorter(tokenizer, source, target, room=room)
     ids = [tokenizer(prompt)[0].tolist() for prompt in (source, target)]
-    end, new_end = ends(tokenizer, source, target)
-    partners = align.align_tokens(tokenizer, source, target)
+    end, target_end = ends(tokenizer, source, target)
+    partners = align_tokens(tokenizer, source, target)
     found = [i for i in partners if i >= 0]
 
-    assert len(partners) == new_end + 1 and (partners[0], partners[-1]) == (0, end)
+    assert len(partners) == target_end + 1 and (partners[0], partners[-1]) == (0, end)
     assert found == sorted(set(found)) and all(ids[0][i] == ids[1][j] for j, i in enumerate(partners) if i >= 0)
-    assert (len(found), partners) == needleman_wunsch(ids[0][: end + 1], ids[1][: new_end + 1])
+    assert (len(found), partners) == needleman_wunsch(ids[0][: end + 1], ids[1][: target_end + 1])
 
-    M, keep = align.for_adding(tokenizer, source, target)
-    padding = [(end + k, new_end + k) for k in range(1, tokenizer.context - max(end, new_end))]
-    pairs = [([i], [j]) for i, j in [(i, j) for j, i in enumerate(partners) if i >= 0] + padding]
-    assert torch.equal(M, expected(tokenizer.context, *pairs)) and torch.equal(keep, M.sum(0))
-    # A source token without a partner was deleted, or is padding pushed past the end.
-    assert [row for row in range(tokenizer.context) if not M[row].any()] == sorted(
-        set(range(tokenizer.context)) - {i for (i,), _ in pairs}
-    )
+    mapper, has_source = refinement_mapper(tokenizer, source, target)
+    pairs = [([i], [j]) for j, i in enumerate(partners) if i >= 0] + padding(tokenizer.context, end, target_end)
+    assert torch.equal(mapper, expected(tokenizer.context, *pairs)) and torch.equal(has_source, mapper.sum(0))
 
 
 @quick
 @given(sentences(ORDINARY), st.sampled_from(SPECIAL), st.sampled_from(SPECIAL), sentences(ORDINARY), st.integers(0, 5))
 def test_swapping_one_word_among_any(tokenizer, before, old, new, after, room):
-    """Also where the two words have different numbers of tokens: all others stay with themselves, only further on."""
+    """Other words keep their own maps, also where the swapped words have different numbers of tokens."""
     source, target = " ".join([*before, old, *after]), " ".join([*before, new, *after])
     tokenizer = shorter(tokenizer, source, target, room=room)
-    M, keep = align.for_swapping(tokenizer, source, target)
+    mapper, has_source = replacement_mapper(tokenizer, source, target)
     first, x, y = 1 + len(before), tokens_of.get(old, 1), tokens_of.get(new, 1)
-    behind = tokenizer.context - max(ends(tokenizer, source, target)) + len(after)  # tokens behind the word that have room
-    later = (run(first + x, first + x + behind - 1), run(first + y, first + y + behind - 1))
-    pairs = [(run(0, first - 1), run(0, first - 1)), (run(first, first + x - 1), run(first, first + y - 1)), later]
-    assert torch.equal(M, expected(tokenizer.context, *pairs))
-    assert torch.equal(keep, (M.sum(0) > 0).float())
+    end, target_end = ends(tokenizer, source, target)
+    pairs = [(run(0, first - 1), run(0, first - 1)), (run(first, first + x - 1), run(first, first + y - 1))]
+    pairs += [(run(first + x, end), run(first + y, target_end)), *padding(tokenizer.context, end, target_end)]
+    assert torch.equal(mapper, expected(tokenizer.context, *pairs))
+    assert torch.equal(has_source, (mapper.sum(0) > 0).float())
     if old == new:
-        assert torch.equal(M, torch.eye(tokenizer.context))
+        assert torch.equal(mapper, torch.eye(tokenizer.context))
 
 
 @quick
 @given(sentences(ORDINARY + SPECIAL), sentences(ORDINARY + SPECIAL), st.integers(0, 5))
 def test_swapping_any_words(tokenizer, source, target, room):
-    """Attention is only moved or dropped: each row sums to one or zero, and words go to words, whole and in order."""
+    """Attention to words is moved or dropped: a word's rows sum to one or zero, and words go to words, whole and in order."""
     source, target = " ".join(source), " ".join(target)
     tokenizer = shorter(tokenizer, source, target, room=room)
-    assert align.is_swap(tokenizer, source, source)
+    assert is_swap(tokenizer, source, source)
     try:
-        M, keep = align.for_swapping(tokenizer, source, target)
+        mapper, has_source = replacement_mapper(tokenizer, source, target)
     except PromptError:
-        assert not align.is_swap(tokenizer, source, target)
+        assert not is_swap(tokenizer, source, target)
         return
-    end, new_end = ends(tokenizer, source, target)
-    rows = M.sum(1)
+    end, target_end = ends(tokenizer, source, target)
+    rows = mapper[: end + 1].sum(1)
     assert ((rows - 1).abs() < 1e-6).logical_or(rows == 0).all()
-    assert torch.equal(keep, (M.sum(0) > 0).float())
-    assert M[0, 0] == M[end, new_end] == M[0].sum() == M[:, 0].sum() == M[end].sum() == M[:, new_end].sum() == 1
-    for k in range(1, tokenizer.context - max(end, new_end)):
-        assert M[end + k].nonzero().tolist() == [[new_end + k]] and M[:, new_end + k].sum() == 1
-    assert M[end + 1 :, : new_end + 1].sum() == 0 == M[: end + 1, new_end + 1 :].sum()
+    assert torch.equal(has_source, (mapper.sum(0) > 0).float())
+    for row, column in ((0, 0), (end, target_end)):
+        assert mapper[row, column] == mapper[row].sum() == mapper[:, column].sum() == 1
+    pairs = padding(tokenizer.context, end, target_end)
+    assert torch.equal(mapper[:, target_end + 1 :], expected(tokenizer.context, *pairs)[:, target_end + 1 :])
+    assert not mapper[end + 1 :, : target_end + 1].any()
 
     pairs, last = [], -1
     for word, old in tokenizer.words(source):
-        went_to = sorted({i for row in old for i in M[row].nonzero().flatten().tolist()})
+        went_to = sorted({i for row in old for i in mapper[row].nonzero().flatten().tolist()})
         if went_to:
             (new,) = [positions for _, positions in tokenizer.words(target) if positions == went_to]
             assert new[0] > last
             pairs, last = [*pairs, (old, new)], new[-1]
         else:
-            assert M[old].sum() == 0
+            assert mapper[old].sum() == 0
     inner = expected(tokenizer.context, *pairs)
-    assert torch.equal(M[1:end, 1:new_end], inner[1:end, 1:new_end])
-    for _, new in pairs:
-        assert torch.allclose(M[:, new].sum(), torch.tensor(float(sum(len(old) for old, n in pairs if n == new))))
+    assert torch.equal(mapper[1:end, 1:target_end], inner[1:end, 1:target_end])
 
 
 @pytest.mark.parametrize(
@@ -164,39 +191,39 @@ def test_swapping_any_words(tokenizer, source, target, room):
         ("a cat", "a dog", [(0, 0), (1, 1)]),
         ("a bicycle on the grass", "a cat on the grass", [(0, 0), (1, 1), (2, 2), (3, 3), (4, 4)]),
         ("a cat on the castle", "a dog on the castle", [(0, 0), (1, 1), (2, 2), (3, 3), (4, 4)]),
-        # swapped (cat, dog), deleted (red) and added (at night) in one
+        # "cat" is swapped, "red" is dropped and "at night" is added
         ("a cat next to the red house", "a dog next to the house at night", [(0, 0), (1, 1), (2, 2), (3, 3), (4, 4), (6, 5)]),
         ("cat, asleep", "dog, asleep", [(0, 0), (1, 1), (2, 2)]),
-        # nothing stands between shared words to be swapped, so prompts of equal length are read word by word
+        # no word between shared words is swapped, so prompts of equal length are paired word by word
         ("cat dog", "dog cat", [(0, 0), (1, 1)]),
         ("a red cat on the grass", "a dog on the green grass", [(0, 0), (1, 1), (2, 2), (3, 3), (4, 4), (5, 5)]),
         ("a red cat on the grass", "a cat on the green grass", [(0, 0), (1, 1), (2, 2), (3, 3), (4, 4), (5, 5)]),
     ],
 )
 def test_swapped_words(tokenizer, source, target, words):
-    """The last ones are read so where Swap is asked for; the command line, left to choose, takes Add."""
+    """The last pairs hold where the caller asks for a swap. The command line would choose Add for them."""
     names = [[word for word, _ in tokenizer.words(prompt)] for prompt in (source, target)]
     clear = all(names[0][i] == names[1][j] or names[0][i] not in names[1] for i, j in words)
-    assert align.is_swap(tokenizer, source, target) == clear
-    M, _ = align.for_swapping(tokenizer, source, target)
+    assert is_swap(tokenizer, source, target) == clear
+    mapper, _ = replacement_mapper(tokenizer, source, target)
     old, new = tokenizer.words(source), tokenizer.words(target)
     inner = expected(T, *[(old[i][1], new[j][1]) for i, j in words])
-    end, new_end = ends(tokenizer, source, target)
-    assert torch.equal(M[1:end, 1:new_end], inner[1:end, 1:new_end])
+    end, target_end = ends(tokenizer, source, target)
+    assert torch.equal(mapper[1:end, 1:target_end], inner[1:end, 1:target_end])
 
 
 @pytest.mark.parametrize(
     "source, target, reason",
     [
-        ("a red cat", "a dog", "'dog' replaces which of 'red cat'"),
-        ("a cat on the grass", "a red dog on the grass", "'red dog' replaces which of 'cat'"),
+        ("a red cat", "a dog", "'dog' replaces which word of 'red cat'"),
+        ("a cat on the grass", "a red dog on the grass", "'red dog' replaces which word of 'cat'"),
         ("a cat", "a cat on the grass", "use Add"),
         ("a red cat", "a cat", "use Add"),
         ("", "a cat", "use Add"),
     ],
 )
-def test_what_is_no_swap(tokenizer, source, target, reason):
-    assert not align.is_swap(tokenizer, source, target)
+def test_prompts_without_a_clear_swap_are_refused(tokenizer, source, target, reason):
+    assert not is_swap(tokenizer, source, target)
     with pytest.raises(PromptError, match=reason) as error:
-        align.for_swapping(tokenizer, source, target)
+        replacement_mapper(tokenizer, source, target)
     assert "\n" not in str(error.value) and "Add" in str(error.value)

@@ -7,7 +7,7 @@ import torch
 from diffusers.loaders import single_file_utils
 from safetensors.torch import load_file
 
-from minip2p import PromptError, StableDiffusion, checkpoint, configs, names
+from minip2p import RequestError, StableDiffusion, checkpoint, configs, convert
 from minip2p.clip import CLIPConfig, TextEncoder
 from minip2p.unet import UNet, UNetConfig
 from minip2p.vae import VAE, VAEConfig
@@ -111,17 +111,18 @@ def test_single_file_gives_the_networks_of_the_folder(deep, single):
 
 def test_single_file_is_translated_as_diffusers_translates_it(deep, single_state):
     """Tensor by tensor, here with real numbers; deep's own folder is not asked."""
-    parts, unknown = names.split_single_file(single_state)
+    file = convert.split_single_file(single_state)
     text = single_file_utils.convert_ldm_clip_checkpoint(single_state)
     references = {
         "unet": single_file_utils.convert_ldm_unet_checkpoint(single_state, deep.reference.unet.config),
         "vae": single_file_utils.convert_ldm_vae_checkpoint(single_state, deep.reference.vae.config),
         "text_encoder": {name.removeprefix("text_model."): t for name, t in text.items() if "position_ids" not in name},
     }
-    assert unknown == [] and parts.keys() == references.keys()
+    assert file.left_aside == []
     for part, reference in references.items():
-        assert parts[part].keys() == reference.keys()
-        assert all(torch.equal(tensor.flatten(), reference[name].flatten()) for name, tensor in parts[part].items())
+        ours = getattr(file, part)
+        assert ours.keys() == reference.keys()
+        assert all(torch.equal(tensor.flatten(), reference[name].flatten()) for name, tensor in ours.items())
 
 
 def test_single_file_takes_the_fetched_tokenizer_if_there_is_none_beside_it(deep, single, tmp_path, monkeypatch):
@@ -164,48 +165,51 @@ SD2_TEXT_CONFIG = CLIPConfig(49408, 1024, 4096, 23, 16, 77, "gelu")
 FULL_SIZE = {
     "sd1-unet": (UNet, configs.read_unet, SD1_UNET, UNetConfig(), lambda state: state),
     "sd2-unet": (UNet, configs.read_unet, SD2_UNET, SD2_UNET_CONFIG, lambda state: state),
-    "sd-vae": (VAE, configs.read_vae, SD_VAE, VAEConfig(), names.today_vae),
-    "sd-vae-2022-names": (VAE, configs.read_vae, SD_VAE, VAEConfig(), names.today_vae),
-    "sd1-text_encoder": (TextEncoder, configs.read_clip, SD1_TEXT, CLIPConfig(), names.today_text_encoder),
-    "sd2-text_encoder": (TextEncoder, configs.read_clip, SD2_TEXT, SD2_TEXT_CONFIG, names.today_text_encoder),
+    "sd-vae": (VAE, configs.read_vae, SD_VAE, VAEConfig(), convert.convert_legacy_vae),
+    "sd-vae-2022-names": (VAE, configs.read_vae, SD_VAE, VAEConfig(), convert.convert_legacy_vae),
+    "sd1-text_encoder": (TextEncoder, configs.read_clip, SD1_TEXT, CLIPConfig(), convert.convert_text_encoder),
+    "sd2-text_encoder": (TextEncoder, configs.read_clip, SD2_TEXT, SD2_TEXT_CONFIG, convert.convert_text_encoder),
 }
 
 
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_full_size_every_tensor_has_its_place(tmp_path, name):
-    """`fill` is strict: none missing, none left, every shape right. Only position_ids is ignored."""
+    """`build_and_load` is strict: none missing, none left, every shape right. Only position_ids is ignored."""
     module_class, read, content, config, rename = FULL_SIZE[name]
     assert read(put(tmp_path / "config.json", content)) == config
     published = manifest(name)
     state = rename(empty(published))
-    module = checkpoint.fill(module_class, config, state, tmp_path, META, torch.float32)
+    module = checkpoint.build_and_load(module_class, config, state, tmp_path, META, torch.float32)
     ignored = [tensor for tensor in published if tensor.endswith("position_ids")]
     assert len(module.state_dict()) == len(state) == len(published) - len(ignored)
     assert len(ignored) == name.endswith("text_encoder")
 
 
+NETWORKS = ("unet", "vae", "text_encoder")
+
+
 def test_full_size_single_file():
+    """Every tensor of the published file is a network's, a buffer of positions, or one of the 14 of the schedule and of EMA."""
     published = manifest("sd1-single-file")
-    parts, unknown = names.split_single_file(empty(published))
-    ignored = [name for name in published if not name.startswith(tuple(names.PREFIXES.values()))]
-    assert len(published) == 1131 + 14 and len(ignored) == 14 and unknown == []
-    # position_ids is a buffer, not one of the 1,131 weights that stay
+    file = convert.split_single_file(empty(published))
     buffers = [name for name in published if name.endswith("position_ids")]
-    assert sum(map(len, parts.values())) == len(published) - len(ignored) - len(buffers)
-    assert configs.infer_unet(parts["unet"]) == UNetConfig()
-    assert configs.infer_vae(parts["vae"]) == VAEConfig()
-    assert configs.infer_clip(parts["text_encoder"]) == CLIPConfig()
-    for part, name in (("unet", "sd1-unet"), ("vae", "sd-vae"), ("text_encoder", "sd1-text_encoder")):
+    assert len(published) == 1131 + 14 and len(buffers) == 1 and file.left_aside == []
+    assert len(convert.SCHEDULE & published.keys()) == 14
+    assert sum(len(getattr(file, part)) for part in NETWORKS) == 1131 - len(buffers)
+    assert convert.infer_unet(file.unet) == UNetConfig()
+    assert convert.infer_vae(file.vae) == VAEConfig()
+    assert convert.infer_clip(file.text_encoder) == CLIPConfig()
+    for part, name in zip(NETWORKS, ("sd1-unet", "sd-vae", "sd1-text_encoder")):
         module_class, _, _, config, rename = FULL_SIZE[name]
-        assert shapes(parts[part]) == shapes(rename(empty(manifest(name))))
-        checkpoint.fill(module_class, config, parts[part], Path("single"), META, torch.float32)
+        assert shapes(getattr(file, part)) == shapes(rename(empty(manifest(name))))
+        checkpoint.build_and_load(module_class, config, getattr(file, part), Path("single"), META, torch.float32)
 
 
 def test_full_size_single_file_names_are_diffusers_names(compvis):
     """Names alone can be right and yet crossed: the places of all 1,130 tensors, one by one."""
-    parts, _ = names.split_single_file({name: torch.full((1,), i) for i, name in enumerate(manifest("sd1-single-file"))})
     numbered = list(manifest("sd1-single-file"))
-    ours = {f"{part}.{name}": numbered[marker] for part, markers in parts.items() for name, marker in markers.items()}
+    file = convert.split_single_file({name: torch.full((1,), i) for i, name in enumerate(numbered)})
+    ours = {f"{part}.{name}": numbered[marker] for part in NETWORKS for name, marker in getattr(file, part).items()}
     assert ours == {name: old for name, old in compvis.items() if "position_ids" not in name}
 
 
@@ -222,8 +226,15 @@ def test_dtype_is_the_one_asked_for(sd1, dtype, found):
     assert result.latents.dtype == torch.float32 and result.latents.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", ["float64", "torch.float64", "double", torch.float64])
+def test_float64_is_refused(sd1, dtype):
+    """Attention is computed in float32, so it would not be float64."""
+    with pytest.raises(RequestError, match=r"^dtype float64 is not supported, .*: use float32$"):
+        StableDiffusion.load(sd1.folder, device="cpu", dtype=dtype)
+
+
 @pytest.mark.parametrize("dtype", ["float8", "int8", "nn", "", "Float16", torch.int64, 16])
 def test_unknown_dtype(sd1, dtype):
-    with pytest.raises(PromptError, match=r"dtype .* is unknown: use float32, float16 or bfloat16") as error:
+    with pytest.raises(RequestError, match=r"dtype .* is unknown: use float32, float16 or bfloat16") as error:
         StableDiffusion.load(sd1.folder, device="cpu", dtype=dtype)
     assert "\n" not in str(error.value)

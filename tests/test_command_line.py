@@ -1,4 +1,4 @@
-"""The command line as people type it: pictures where they should be, one line for what is wrong, nothing half written."""
+"""The command line: the same pictures as the library's, one line for an error, and nothing half written."""
 
 import subprocess
 import sys
@@ -9,17 +9,24 @@ import pytest
 import torch
 from PIL import Image
 
-from minip2p import Add, LocalBlend, Reweight, StableDiffusion, Swap
+from minip2p import Add, Inversion, LocalBlend, Reweight, StableDiffusion, Swap, images
+from minip2p import __main__ as command_line
 from minip2p.__main__ import build_parser, main
-from minip2p.saved import settle
+from tests.inversions import DOG, NIGHT, PROMPT, input_picture
 
 ROOT = Path(__file__).resolve().parent.parent
-FEW = ["--steps", "3", "--device", "cpu"]
+FEW = ["--steps", "2", "--device", "cpu"]
+
+
+@pytest.fixture
+def toy_once(toy, monkeypatch):
+    """The toy is loaded once for all commands of this file; loading is tested elsewhere."""
+    monkeypatch.setattr(command_line, "load", lambda args: toy)
 
 
 def test_generate_in_a_process_of_its_own(tmp_path):
     output = tmp_path / "cat.png"
-    command = [sys.executable, "-m", "minip2p", "generate", "a cat", "--seed", "3", "-o", str(output), *FEW]
+    command = [sys.executable, "-m", "minip2p", "generate", "a cat", "--seed", "3", "-o", str(output), "--zoom", "1", *FEW]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert Image.open(output).size == (64, 64)
@@ -30,66 +37,87 @@ def test_generate_in_a_process_of_its_own(tmp_path):
     [
         (["a dog on the grass"], "swap"),
         (["a cat on the grass at night"], "add"),
-        (["a cat on the grass at night", "--swap"], None),  # nothing is swapped there
+        (["a cat on the grass at night", "--swap"], None),  # no word is swapped
         (["a dog on the grass", "--add"], "add"),
-        (["a the grass on cat"], "add"),  # the words are moved, none is swapped
+        (["a the grass on cat"], "add"),  # words are moved, none is swapped
         (["a dog on the grass", "a cat on the sand"], "swap"),
         (["a dog on the grass", "--reweight", "grass=-1", "--reweight", "dog=2"], "swap, grass x -1, dog x 2"),
         (["a dog on the grass", "--blend", "cat,dog"], "swap"),
+        (["a cat on the grass", "--reweight", "grass=2"], "grass x 2"),  # the target is the source
+        (["a cat on the grass", "a cat on the grass", "--reweight", "cat=2", "--blend", "cat"], "cat x 2"),
+        (["a cat on the grass"], None),
+        (["a cat on the grass", "--reweight", "grass=2", "--swap"], None),
     ],
 )
-def test_edit_says_which_edit_it_is(tmp_path, capsys, words, kind):
+def test_edit_prints_which_edit_it_is(toy_once, tmp_path, capsys, words, kind):
     output = tmp_path / "edit.png"
-    code = main(["edit", "a cat on the grass", *words, "-o", str(output), *FEW])
-    said = capsys.readouterr()
+    code = main(["edit", "a cat on the grass", *words, "-o", str(output), "--zoom", "1", *FEW])
+    printed = capsys.readouterr()
     if kind is None:
-        assert code == 2 and said.err.count("\n") == 1 and not output.exists()
+        assert code == 2 and printed.err.count("\n") == 1 and not output.exists()
         return
-    targets = sum(not word.startswith("-") and "=" not in word and "," not in word for word in words)
-    assert code == 0 and f"edit: {kind}\n" in said.out
+    targets = sum(" " in word for word in words)
+    assert code == 0 and f"edit: {kind}\n" in printed.out
     assert Image.open(output).size == (64 * (1 + targets), 64)
 
 
-def test_options_do_what_the_library_does(tmp_path):
-    """Every option with a value of its own: the same picture as the library's, and another if one of them is left out."""
-    prompts = ["a cat next to a house", "a dog next to a house"]
+def test_options_do_what_the_library_does(sd1, tmp_path):
+    """Every option with a value of its own: the same picture as the library's, and another one if an option is left out."""
+    prompts = [PROMPT, DOG]
     options = {"--seed": "3", "--guidance": "4", "--dtype": "bfloat16", "--cross-replace-steps": "0.5",
-               "--self-replace-steps": "0.75", "--reweight": "house=-2", "--blend": "cat,dog"}  # fmt: skip
-    sd = StableDiffusion.load(ROOT / "weights" / "toy", "cpu", "bfloat16")
+               "--self-replace-steps": "0.75", "--reweight": "grass=-9", "--blend": "cat,dog"}  # fmt: skip
+    sd = StableDiffusion.load(sd1.folder, "cpu", "bfloat16")
     blend = LocalBlend(sd.tokenizer, prompts, ["cat", "dog"])
-    edit = Reweight(sd.tokenizer, prompts, {"house": -2.0}, base=Swap(sd.tokenizer, prompts, 0.5, 0.75, blend))
+    edit = Reweight(sd.tokenizer, prompts, {"grass": -9.0}, base=Swap(sd.tokenizer, prompts, 0.5, 0.75, blend))
     images = sd.generate(prompts, seed=3, steps=4, guidance=4.0, edit=edit, progress=False).images
 
-    def drawn(without: str = "") -> np.ndarray:
-        said = [part for option in options.items() if option[0] != without for part in option]
-        assert main(["edit", *prompts, "-o", str(tmp_path / "edit.png"), "--steps", "4", "--device", "cpu", *said]) == 0
+    def edited(omitted: str = "") -> np.ndarray:
+        given = [part for option in options.items() if option[0] != omitted for part in option]
+        given += ["--steps", "4", "--weights", str(sd1.folder), "--device", "cpu", "--zoom", "1"]
+        assert main(["edit", *prompts, "-o", str(tmp_path / "edit.png"), *given]) == 0
         return np.asarray(Image.open(tmp_path / "edit.png"), int)
 
-    ours = drawn()
+    ours = edited()
     assert (ours == np.concatenate([np.asarray(image, int) for image in images], axis=1)).all()
     for option in options:
-        assert (drawn(without=option) != ours).any(), f"{option} has no effect"
+        assert (edited(omitted=option) != ours).any(), f"{option} has no effect"
 
 
-def test_what_is_not_said_is_as_the_lessons_say():
-    sd = StableDiffusion.load(ROOT / "weights" / "toy", "cpu")
+def test_defaults_are_those_of_the_library(toy):
     prompts = ["a cat on the grass", "a dog on the grass"]
-    for edit in (Swap(sd.tokenizer, prompts), Add(sd.tokenizer, prompts), Reweight(sd.tokenizer, prompts, {"grass": 2.0})):
-        assert (edit.cross_window == torch.tensor([0.0, 0.8], dtype=torch.float64)).all() and edit.self_window == (0.0, 0.4) and edit.blend is None
-    assert settle(None, None, None) == (50, 7.5)
-    said = build_parser().parse_args(["edit", *prompts, "-o", "edit.png"])
-    assert (said.cross_replace_steps, said.self_replace_steps, said.steps, said.guidance) == (0.8, 0.4, None, None)
-    said = build_parser().parse_args(["generate", "a cat", "-o", "cat.png"])
-    assert (said.steps, said.guidance) == (50, 7.5)
+    window = torch.tensor([0.0, 0.8], dtype=torch.float64)
+    for edit in (Swap(toy.tokenizer, prompts), Add(toy.tokenizer, prompts), Reweight(toy.tokenizer, prompts, {"grass": 2.0})):
+        assert (edit.cross_replace == window).all() and edit.self_replace == (0.0, 0.4) and edit.blend is None
+    args = build_parser().parse_args(["edit", *prompts, "-o", "edit.png"])
+    assert (args.cross_replace_steps, args.self_replace_steps, args.steps, args.guidance) == (0.8, 0.4, None, None)
+    args = build_parser().parse_args(["generate", "a cat", "-o", "cat.png"])
+    assert (args.steps, args.guidance, args.seed) == (50, 7.5, None)
 
 
-def test_attend_draws_a_figure(tmp_path):
+@pytest.mark.parametrize("zoom, side", [([], 256), (["--zoom", "1"], 64), (["--zoom", "2"], 128)])
+def test_small_pictures_are_enlarged(toy_once, tmp_path, zoom, side):
+    assert main(["generate", "a cat", "-o", str(tmp_path / "cat.webp"), *zoom, *FEW]) == 0
+    assert Image.open(tmp_path / "cat.webp").size == (side, side)
+
+
+def test_attend_writes_a_figure(toy_once, tmp_path):
     assert main(["attend", "a cat on the grass", "-o", str(tmp_path / "maps.png"), *FEW]) == 0
     assert Image.open(tmp_path / "maps.png").size[0] > 600
 
 
+def test_explain_and_explore_write_a_figure_and_a_page(toy_once, tmp_path):
+    edit = ["a cat on the grass", "a dog on the grass"]
+    story, page = tmp_path / "story.png", tmp_path / "page.html"
+    assert main(["edit", *edit, "-o", str(tmp_path / "edit.png"), "--explain", str(story), *FEW]) == 0
+    assert Image.open(story).size[0] > 600
+    for prompts in (edit, edit[:1]):
+        assert main(["explore", *prompts, "-o", str(page), *FEW]) == 0
+        assert "<html" in page.read_text()
+        page.unlink()
+
+
 @pytest.mark.parametrize(
-    "arguments, named",
+    "arguments, message",
     [
         (["generate", "a cat", "-o", "{}/cat.txt"], "cat.txt"),
         (["generate", "a cat", "-o", "{}/nowhere/cat.png"], "nowhere"),
@@ -108,25 +136,31 @@ def test_attend_draws_a_figure(tmp_path):
         (["edit", "a cat", "a dog", "-o", "{}/e.png", "--swap", "--add"], "not allowed"),
         (["edit", "a cat", "a dog", "-o", "{}/e.png", "--explain", "{}/e.png"], "a name of its own"),
         (["edit", "a cat", "a dog", "-o", "{}/e.png", "--reweight", "dog=2", "--reweight", "dog=3"], "two weights, 2 and 3"),
+        (["edit", "a cat", "a dog", "-o", "{}/e.png", "--reweight", "dog=2", "--reweight", "Dog=3"], "two weights"),
         (["edit", "a cat", "a dog", "-o", "{}/e.png", "--blend", ""], "'' is in none of the prompts"),
+        (["edit", "a cat", "a cat", "-o", "{}/e.png"], "a target is the source prompt"),
+        (["edit", "a cat", "", "-o", "{}/e.png"], "target prompt of the edit is empty"),
+        (["edit", "a cat", "a dog", "a cow", "-o", "{}/e.png", "--explain", "{}/s.png"], "--explain shows one edit"),
+        (["explore", "a cat", "-o", "{}/e.html", "--reweight", "cat=2"], "--reweight needs an edit"),
+        (["generate", "a cat", "-o", "{}/cat.png", "--zoom", "0"], "--zoom is 0"),
         (["record", "a dog", "-o", "{}/r.safetensors", "--inversion", "c.safetensors"], "c.safetensors"),
-        (["edit", "a cat", "a dog", "-o", "{}/e.png", "--seed", "3", "--inversion", "c.safetensors"], "--seed 3 has no say"),
-        (["edit", "a cat", "a dog", "-o", "{}/e.png", "--seed", "0", "--recording", "c.safetensors"], "--seed 0 has no say"),
-        (["record", "a cat", "-o", "{}/r.safetensors", "--seed", "3", "--inversion", "c.safetensors"], "--seed 3 has no say"),
+        (["edit", "a cat", "a dog", "-o", "{}/e.png", "--seed", "3", "--inversion", "c.safetensors"], "--seed 3 has no effect"),
+        (["edit", "a cat", "a dog", "-o", "{}/e.png", "--seed", "0", "--recording", "c.safetensors"], "--seed 0 has no effect"),
+        (["record", "a cat", "-o", "{}/r.safetensors", "--seed", "3", "--inversion", "c.safetensors"], "--seed 3 has no effect"),
         (["draw", "a cat"], "draw"),
         ([], "COMMAND"),
     ],
 )
-def test_bad_input_is_one_line_and_writes_nothing(tmp_path, capsys, arguments, named):
+def test_bad_input_is_one_line_and_writes_nothing(tmp_path, capsys, arguments, message):
     arguments = [argument.format(tmp_path) for argument in arguments]
     if "--steps" not in arguments:
         arguments += FEW[:2] if arguments else []
     try:
         code = main(arguments)
-    except SystemExit as stopped:  # argparse's own way out
+    except SystemExit as stopped:  # how argparse ends
         code = stopped.code
     error = capsys.readouterr().err
-    assert code == 2 and named in error and error.count("\n") == 1, error
+    assert code == 2 and message in error and error.count("\n") == 1, error
     assert list(tmp_path.iterdir()) == []
 
 
@@ -138,3 +172,45 @@ def test_a_device_without_memory_is_one_line(tmp_path, capsys, monkeypatch):
     assert main(["generate", "a cat", "-o", str(tmp_path / "cat.png"), *FEW]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "--dtype float16" in error and list(tmp_path.iterdir()) == []
+
+
+def test_help_is_printed_without_docstrings():
+    """python -OO removes docstrings."""
+    command = [sys.executable, "-OO", "-m", "minip2p", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "invert" in done.stdout, done.stderr
+
+
+# ---------------------------------------------------------------- inversions and recordings
+
+
+def test_invert_record_and_edit(sd1, tmp_path, capsys):
+    """Files of one command are read by the next; settings that contradict a file are refused, and nothing is written."""
+    input_picture().save(tmp_path / "photo.png")
+    inverted, recorded, edited, replayed = (tmp_path / name for name in ("i.safetensors", "r.safetensors", "e.png", "f.png"))
+    common = ["--weights", str(sd1.folder), "--device", "cpu"]
+    options = ["--method", "direct", "--crop", "0", "0", "48", "48", "--steps", "2", "--guidance", "3"]
+    assert main(["invert", str(tmp_path / "photo.png"), PROMPT, "-o", str(inverted), *options, *common]) == 0
+    inversion = Inversion.load(inverted)
+    assert (inversion.steps, inversion.guidance, inversion.method, inversion.cut["crop"]) == (2, 3.0, "direct", (0, 0, 48, 48))
+    assert main(["record", PROMPT, "--inversion", str(inverted), "-o", str(recorded), *common]) == 0
+    assert f"{recorded.stat().st_size / 1e6:.0f} MB" in capsys.readouterr().out
+    for output, source in ((edited, ["--inversion", str(inverted)]), (replayed, ["--recording", str(recorded)])):
+        assert main(["edit", PROMPT, DOG, *source, "-o", str(output), "--zoom", "1", *common]) == 0
+    source = images.open_image(input_picture(), (64, 64), crop=(0, 0, 48, 48))
+    reconstructed = sd1.ours.decode_latents(sd1.ours.encode_image(source))[0]
+    assert np.array_equal(np.asarray(Image.open(edited))[:, :64], np.asarray(reconstructed))
+    assert abs(np.asarray(Image.open(edited), int) - np.asarray(Image.open(replayed), int)).max() <= 2
+
+    capsys.readouterr()
+    refused = tmp_path / "refused.png"
+    for file, again in ((["--inversion", str(inverted)], "invert again"), (["--recording", str(recorded)], "record again")):
+        for prompt, more in ((DOG, []), (PROMPT, ["--steps", "3"]), (PROMPT, ["--guidance", "7.5"])):
+            assert main(["edit", prompt, NIGHT, *file, "-o", str(refused), *more, *common]) == 2
+            error = capsys.readouterr().err
+            assert again in error and error.count("\n") == 1 and not refused.exists()
+    assert main(["edit", PROMPT, NIGHT, "--inversion", str(inverted), "--recording", str(inverted), "-o", str(refused), *common]) == 2
+    assert "holds no recording: give a file that `minip2p record` wrote" in capsys.readouterr().err
+    assert main(["invert", str(inverted), PROMPT, "-o", str(tmp_path / "no.safetensors"), *common]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "cannot be read as a picture" in error and not (tmp_path / "no.safetensors").exists()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minip2p import PromptError, images
+from minip2p import RequestError, images
 from minip2p.images import open_image
 
 SIZE = (32, 48)  # high, wide
@@ -103,7 +103,7 @@ def test_crop_counts_in_pixels_of_the_original():
     "crop", [(0, 0, 51, 10), (-1, 0, 10, 10), (10, 0, 10, 10), (0, 9, 9, 3), (0, 0, 9), (0, 0, 9.5, 9), "middle", 7]
 )
 def test_a_crop_outside_the_picture_is_refused(crop):
-    with pytest.raises(PromptError, match="50 wide and 40 high") as error:
+    with pytest.raises(RequestError, match="50 wide and 40 high") as error:
         open_image(Image.new("RGB", (50, 40)), SIZE, crop=crop)
     assert "\n" not in str(error.value)
 
@@ -130,22 +130,22 @@ def test_what_is_no_picture_is_one_line(tmp_path, content, cause):
     if content is not None:
         file.write_bytes(content)
     for given in (file, str(file)):
-        with pytest.raises(PromptError, match="photo.png cannot be read") as error:
+        with pytest.raises(RequestError, match="photo.png cannot be read") as error:
             open_image(given, SIZE)
         assert cause in str(error.value) and "\n" not in str(error.value) and "give a whole picture" in str(error.value)
 
 
 def test_a_picture_opened_by_the_caller_may_be_broken_too(tmp_path):
     (tmp_path / "cut.png").write_bytes(png()[:600])
-    with pytest.raises(PromptError, match="cut.png cannot be read"):
+    with pytest.raises(RequestError, match="cut.png cannot be read"):
         open_image(Image.open(tmp_path / "cut.png"), SIZE)
 
 
 def test_a_folder_and_other_objects_are_refused(tmp_path):
-    with pytest.raises(PromptError, match="cannot be read"):
+    with pytest.raises(RequestError, match="cannot be read"):
         open_image(tmp_path, SIZE)
     for thing in (None, 3, b"bytes", np.zeros((4, 4, 3))):
-        with pytest.raises(PromptError, match="give a Pillow image or a path") as error:
+        with pytest.raises(RequestError, match="give a Pillow image or a path") as error:
             open_image(thing, SIZE)
         assert "\n" not in str(error.value)
 
@@ -155,10 +155,10 @@ def test_an_absurdly_large_picture_is_refused_before_it_is_read(tmp_path, monkey
     header[16:24] = (60_000).to_bytes(4, "big") + (60_000).to_bytes(4, "big")
     header[29:33] = zlib.crc32(bytes(header[12:29])).to_bytes(4, "big")
     (tmp_path / "bomb.png").write_bytes(bytes(header))
-    with pytest.raises(PromptError, match="bomb.png has more than 178 million pixels"):
+    with pytest.raises(RequestError, match="bomb.png has more than 178 million pixels"):
         open_image(tmp_path / "bomb.png", SIZE)
     monkeypatch.setattr(images, "MAX_PIXELS", 1999)
-    with pytest.raises(PromptError, match="the image has more than"):
+    with pytest.raises(RequestError, match="the image has more than"):
         open_image(Image.new("L", (50, 40)), SIZE)
 
 

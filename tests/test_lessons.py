@@ -1,13 +1,16 @@
-"""Lessons as people run them: `make lessonN` in a process of its own, with few steps: their figures, and that what they
-write by hand is what the library does."""
+"""Lessons as people run them: `make lessonN` in a process of its own with few steps; their pages agree with their scripts."""
 
+import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from lessons.pages import PAGES, cells_of
 
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = sorted(path.stem for path in (ROOT / "lessons").glob("lesson*.py"))
@@ -22,18 +25,29 @@ def make(target: str, *settings: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize("lesson", LESSONS)
 def test_lesson_runs_draws_its_figures_and_agrees_with_the_library(lesson, tmp_path):
     name = lesson.split("_")[0]
-    done = make(name, "STEPS=5", "SEEDS=1", "DEVICE=cpu", f"OUT={tmp_path}")
+    done = make(name, "STEPS=5", "SEEDS=1", "SEED=3", "DEVICE=cpu", f"OUT={tmp_path}")
     assert done.returncode == 0, done.stderr
-    figures = [Path(line.removeprefix("-> ")) for line in done.stdout.splitlines() if line.startswith("-> ")]
-    assert figures and sorted(figures) == sorted((tmp_path / name).iterdir())
-    for figure in figures:
-        assert Image.open(figure).size[0] > 300
-    compared = [line for line in done.stdout.splitlines() if line.startswith("by hand and by library")]
-    assert compared and all(float(line.split()[-1]) < 1e-4 for line in compared)
+    shown = [Path(line.removeprefix("-> ")) for line in done.stdout.splitlines() if line.startswith("-> ")]
+    assert shown and sorted(shown) == sorted((tmp_path / name).iterdir())
+    for figure in shown:
+        if figure.suffix == ".png":
+            assert Image.open(figure).size[0] > 300
+        else:
+            assert figure.read_text().lower().startswith("<!doctype html>")
+    compared = re.findall(r"by hand and by library: .*? (\d\.\de[+-]\d\d)", done.stdout)
+    assert compared and all(float(number) < 1e-3 for number in compared), compared
+    assert "seed 3" in done.stdout or "seeds 3" in done.stdout or lesson[6] in "789", "SEED and SEEDS are used"
 
 
 @pytest.mark.parametrize(
-    "setting, named", [("SEED=minus", "SEED=minus"), ("STEPS=0", "STEPS=0"), ("WEIGHTS=/no/where", "/no/where"), ("DEVICE=tpu9", "tpu9")]
+    "setting, named",
+    [
+        ("SEED=minus", "SEED=minus"),
+        ("STEPS=0", "STEPS=0"),
+        ("SEEDS=none", "SEEDS=none"),
+        ("WEIGHTS=/no/where", "/no/where"),
+        ("DEVICE=tpu9", "tpu9"),
+    ],
 )
 def test_a_setting_that_cannot_be_used_is_one_line(setting, named, tmp_path):
     done = make("lesson3", setting, f"OUT={tmp_path}")
@@ -44,5 +58,51 @@ def test_a_setting_that_cannot_be_used_is_one_line(setting, named, tmp_path):
 
 def test_make_alone_prints_help_that_names_every_lesson():
     printed = make("help").stdout
-    assert all(name in printed for name in ("test", "toy", *(lesson.split("_")[0] for lesson in LESSONS)))
+    assert all(name in printed for name in ("test", "toy", "pages", *(lesson.split("_")[0] for lesson in LESSONS)))
     assert make("lesson99").returncode == 2
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_a_lesson_is_short_and_reads_every_setting(lesson):
+    source = (ROOT / "lessons" / f"{lesson}.py").read_text()
+    assert len(source.splitlines()) <= 210 and max(map(len, source.splitlines())) <= 160
+    used = {node.attr for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)}
+    assert {"steps", "seeds"} <= used, "STEPS and SEEDS are read"
+
+
+# ---------------------------------------------------------------- pages
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_a_page_has_the_text_and_the_code_of_its_script(lesson):
+    page = (PAGES / f"{lesson.split('_')[0]}.md").read_text()
+    position = 0
+    for kind, text in cells_of(ROOT / "lessons" / f"{lesson}.py"):
+        part = text if kind == "prose" else f"```python\n{text}\n```"
+        found = page.find(part, position)
+        assert found >= 0, f"run `make pages`: the page of {lesson} lacks\n{part[:400]}"
+        position = found + len(part)
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_numbers_in_a_lesson_s_prose_were_printed_or_are_in_its_code(lesson):
+    """Decimals, percentages and decibels. A claim with a number stands beside the output that has it."""
+    page = (PAGES / f"{lesson.split('_')[0]}.md").read_text()
+    fenced = "\n".join(re.findall(r"^```(?:python|text)\n(.*?)^```", page, re.DOTALL | re.MULTILINE))
+    known = set(re.findall(r"\d+(?:\.\d+)?", fenced)) | {f"{100 * float(n):g}" for n in re.findall(r"\b[01]\.\d+\b", fenced)}
+    prose = re.sub(r"^```.*?^```", "", page, flags=re.DOTALL | re.MULTILINE)
+    prose = re.sub(r"^( {4}.*|#.*|!\[.*|.*make lesson.*)$", "", prose, flags=re.MULTILINE)  # formulas, headings, pictures
+    prose = re.sub(r"`[^`]*`|\(?\b[A-Z][\w. &]+ (et al\. )?\d{4}\)?|arXiv:? ?\d+\.\d+", "", prose)  # code, citations
+    quoted = re.findall(r"\d+\.\d+|\d+(?= ?%)|\d+(?= dB)", prose)
+    assert [number for number in quoted if number not in known] == []
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_a_page_shows_figures_that_are_there_and_small(lesson):
+    page = (PAGES / f"{lesson.split('_')[0]}.md").read_text()
+    figures = [PAGES / target for target in re.findall(r"!\[.*?\]\((.*?)\)", page)]
+    assert len(figures) >= 3 and all(figure.exists() for figure in figures)
+
+
+def test_pages_together_are_small():
+    assert sum(path.stat().st_size for path in PAGES.rglob("*.png")) < 3_000_000

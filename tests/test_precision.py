@@ -1,40 +1,38 @@
-"""Half precision, what is not finite, and that the loop never waits for the device."""
+"""Half precision, torch's global settings, values that are not finite, and that the loop never waits for the device."""
 
+from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
-from minip2p import Add, LocalBlend, PromptError, Reweight, StableDiffusion, Swap
+from minip2p import Add, LocalBlend, RequestError, Reweight, StableDiffusion, Swap, invert
 from minip2p.attention import Attention
+from minip2p.attention_store import AttentionStore
 from minip2p.devices import pick_device
 from minip2p.inversion import ddim_inversion
+from tests.conftest import TOY
+from tests.inversions import PROMPT, RATE, SIZE, input_picture
 
-TOY = Path(__file__).resolve().parent.parent / "weights" / "toy"
 PROMPTS = ["a red cat on the grass", "a red dog on the grass"]
 QUIET = {"progress": False}
 
 
-@pytest.fixture(scope="module")
-def toy() -> StableDiffusion:
-    return StableDiffusion.load(TOY, device="cpu")
-
-
 def psnr(ours, theirs) -> torch.Tensor:
-    """dB of each picture, before they are rounded to eight bits: values from -1 to 1."""
+    """In dB, of each picture, before it is rounded to eight bits: values from -1 to 1."""
     return -10 * ((ours - theirs) / 2).square().mean((1, 2, 3)).log10()
 
 
 def pictures(sd: StableDiffusion, what: str, seeds: int) -> torch.Tensor:
-    """Some seeds of a plain generation or of an edit, as the VAE makes them."""
+    """Some seeds of generation or of an edit, as the VAE decodes them."""
     swap = Swap(sd.tokenizer, PROMPTS)
     edits = {"swap": swap, "recorded": swap, "weight": Reweight(sd.tokenizer, PROMPTS, {"grass": -2.0}, base=swap),
              "blend": replace(swap, blend=LocalBlend(sd.tokenizer, PROMPTS, ["cat", "dog"]))}  # fmt: skip
     latents = []
     for seed in range(seeds):
-        kept = {"recording": sd.record(PROMPTS[0], seed=seed, steps=10, **QUIET)} if what == "recorded" else {}
-        latents.append(sd.generate(PROMPTS, seed=seed, steps=10, edit=edits.get(what), **kept, **QUIET).latents)
+        options = {"seed": seed, "steps": 10}
+        options = {"recording": sd.record(PROMPTS[0], **options, **QUIET)} if what == "recorded" else options
+        latents.append(sd.generate(PROMPTS, edit=edits.get(what), **options, **QUIET).latents)
     with torch.no_grad():
         scaled = torch.cat(latents) / sd.vae.config.scaling_factor
         return sd.vae.decode(scaled.to(sd.device, sd.dtype)).float().cpu().clamp(-1, 1)
@@ -43,11 +41,11 @@ def pictures(sd: StableDiffusion, what: str, seeds: int) -> torch.Tensor:
 @pytest.mark.parametrize("what", ["generation", "swap", "weight", "blend", "recorded"])
 @pytest.mark.parametrize(
     "device, dtype, seeds, least",
-    [("cpu", "bfloat16", 3, 40), ("cpu", "float16", 1, 40),  # of which CPUs compute the second slowly
-     ("cuda", "bfloat16", 3, 40), ("cuda", "float16", 3, 40), ("cuda", "float32", 3, 60)],  # TF32 in convolutions, as torch has it
+    [("cpu", "bfloat16", 3, 40), ("cpu", "float16", 1, 40),
+     ("cuda", "bfloat16", 3, 40), ("cuda", "float16", 3, 40), ("cuda", "float32", 3, 60)],  # with TF32 in convolutions, torch's default
 )  # fmt: skip
 def test_other_precisions_make_the_same_pictures(toy, device, dtype, seeds, least, what):
-    """By the median picture: now and then the rounding of bfloat16 decides on which side of a fence a detail falls."""
+    """By the median picture, because in some pictures bfloat16's rounding changes a detail."""
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("there is no CUDA device")
     other = StableDiffusion.load(TOY, device, dtype)
@@ -56,8 +54,8 @@ def test_other_precisions_make_the_same_pictures(toy, device, dtype, seeds, leas
 
 
 @torch.no_grad()
-def test_scores_beyond_float16_are_finite_at_the_seam():
-    """Some models' scores exceed 65504. The fused kernel does not write them down; at the seam they must not be float16 either."""
+def test_scores_beyond_float16_are_finite_where_maps_are_edited():
+    """Some models' scores exceed 65504. The fused kernel keeps them in float32, and so does the edited path."""
     attention = Attention(8, 8, heads=1).half()
     for linear in (attention.to_q, attention.to_k):
         torch.nn.init.constant_(linear.weight, 40.0)
@@ -65,8 +63,80 @@ def test_scores_beyond_float16_are_finite_at_the_seam():
     scores = attention.to_q(x) @ attention.to_k(x).transpose(-1, -2) * 8**-0.5
     assert scores.isinf().any()
     site = attention.site(2, 2)
-    at_the_seam = attention(x, x, site, edit=lambda maps, site: maps)
-    assert at_the_seam.isfinite().all() and torch.allclose(at_the_seam, attention(x, x, site), atol=1e-2)
+    edited = attention(x, x, site, edit=AttentionStore(full=True).at(0, 1))
+    assert edited.isfinite().all() and torch.allclose(edited, attention(x, x, site), atol=1e-2)
+
+
+# ---------------------------------------------------------------- torch's global settings
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype):
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@contextmanager
+def default_device(device: str):
+    torch.set_default_device(device)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+SETTINGS = {
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "default dtype float64": lambda: default_dtype(torch.float64),
+    "default dtype bfloat16": lambda: default_dtype(torch.bfloat16),
+    "default device meta": lambda: default_device("meta"),
+    "inference_mode": torch.inference_mode,
+    "no_grad": torch.no_grad,
+}
+
+
+def numbers_of_a_run(sd: StableDiffusion, file) -> dict[str, torch.Tensor]:
+    """What inverting, saving, loading, recording and editing give."""
+    inversion = invert(sd, input_picture(), PROMPT, steps=2, size=SIZE, lr=RATE, inner_steps=2, **QUIET)
+    inversion.save(file)
+    blend = LocalBlend(sd.tokenizer, PROMPTS, ["cat", "dog"], exclude="grass", start=0.0, threshold=0.8)
+    edit = Reweight(sd.tokenizer, PROMPTS, {"dog": 2.0}, base=Add(sd.tokenizer, PROMPTS, {"default_": 0.8, "dog": (0.2, 1)}, 0.6, blend))
+    result = sd.generate(PROMPTS, inversion=type(inversion).load(file), edit=edit, record="all", **QUIET)
+    recording = sd.record(PROMPT, steps=2, size=SIZE, **QUIET)
+    replayed = sd.generate(PROMPTS, recording=recording, edit=edit, **QUIET)
+    losses = torch.tensor(inversion.losses, dtype=torch.float64, device="cpu")
+    names = ("latents", "trajectory", "pred_x0", "masks")
+    return {name: getattr(result, name) for name in names} | {
+        "pivot": inversion.latents, "null text": inversion.uncond, "losses": losses, "replayed": replayed.latents,
+        "word": result.maps.word("dog", 1), "pixels": torch.tensor(list(result.images[1].tobytes()), device="cpu"),
+        "text": sd.encode_text(PROMPTS),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(sd1, tmp_path_factory) -> dict[str, torch.Tensor]:
+    return numbers_of_a_run(sd1.ours, tmp_path_factory.mktemp("runs") / "plain.safetensors")
+
+
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+def test_torch_s_global_settings_change_nothing(sd1, undisturbed, tmp_path, setting):
+    with setting():
+        found = numbers_of_a_run(sd1.ours, tmp_path / "picture.safetensors")
+    for name, expected in undisturbed.items():
+        if name != "text" or setting is not SETTINGS["autocast"]:  # outside of generate and invert, autocast is the caller's wish
+            assert found[name].dtype == expected.dtype and torch.equal(found[name], expected), name
+
+
+def test_the_caller_s_settings_are_left_as_they_were(sd1):
+    with default_dtype(torch.float64), torch.inference_mode():
+        sd1.ours.generate("a cat", steps=1, size=32, **QUIET)
+        with pytest.raises(RequestError):
+            sd1.ours.generate("a cat", steps=1, size=32, latents=torch.zeros(3), **QUIET)
+        assert torch.get_default_dtype() == torch.float64 and torch.is_inference_mode_enabled()
+    assert torch.is_grad_enabled()
 
 
 # ---------------------------------------------------------------- not finite
@@ -82,12 +152,12 @@ def test_scores_beyond_float16_are_finite_at_the_seam():
     ],
 )
 @pytest.mark.parametrize("dtype, fix", [("float32", "float16 would not help"), ("float16", "dtype bfloat16 or float32")])
-def test_what_is_not_finite_is_named(sd1, dtype, fix, spoiled, part):
+def test_the_network_whose_output_is_not_finite_is_named(sd1, dtype, fix, spoiled, part):
     sd = StableDiffusion.load(sd1.folder, device="cpu", dtype=dtype)
     network, _, name = spoiled.partition(".")
     getattr(sd, network).get_parameter(name).data[0] = torch.nan
     with pytest.raises(FloatingPointError, match=f"output of {part} is not finite in torch.{dtype}: .*{fix}") as error:
-        sd.encode_image(sd.generate(PROMPTS, steps=1, **QUIET).images[0])
+        sd.encode_image(sd.generate(PROMPTS, steps=1, size=32, **QUIET).images[0])
     assert "\n" not in str(error.value)
 
 
@@ -96,7 +166,7 @@ def test_what_is_not_finite_is_named(sd1, dtype, fix, spoiled, part):
 
 @pytest.mark.parametrize("device", ["meta", "cuda"])
 def test_the_loop_never_waits_for_the_device(sd1, monkeypatch, device):
-    """On the meta device there are no numbers: whoever asks for one raises. On a GPU torch itself keeps watch."""
+    """On the meta device there are no numbers, so that reading one is an error. On a GPU torch's sync debug mode raises."""
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("there is no CUDA device")
     there = torch.device(device)
@@ -106,9 +176,9 @@ def test_the_loop_never_waits_for_the_device(sd1, monkeypatch, device):
     forwards, checks = [], []  # how many forward passes there have been when a result is looked at
     monkeypatch.setattr(StableDiffusion, "check_finite", lambda sd, values, part="": checks.append(len(forwards)))
     monkeypatch.setattr(StableDiffusion, "decode_latents", lambda sd, latents: [])
-    monkeypatch.setattr("minip2p.saved.Kept.fits", lambda *given, **named: None)
-    monkeypatch.setattr("minip2p.recording.fingerprint", lambda sd: torch.zeros(2, 1))
-    forward = sd.unet.forward  # watched from the first step on; what is copied before it may be waited for
+    monkeypatch.setattr("minip2p.saved.SavedRun.check", lambda *given, **named: None)
+    monkeypatch.setattr(StableDiffusion, "fingerprint", lambda sd: torch.zeros(2, 1))
+    forward = sd.unet.forward  # watched from the first step on; before it, copies to the device may wait
 
     def watched(*given, **named):
         torch.cuda.set_sync_debug_mode("error") if device == "cuda" else None
@@ -133,27 +203,7 @@ def test_the_loop_never_waits_for_the_device(sd1, monkeypatch, device):
 
 
 @pytest.mark.parametrize("device", ["tpu9", "xpu", "meta", "gpu", "cpu0", "cuda:x", "cuda:99", 3.5, True, ["cpu"], ""])
-def test_a_device_that_is_not_there_is_refused(device):
-    with pytest.raises(PromptError, match="device") as error:
+def test_a_device_that_does_not_exist_is_refused(device):
+    with pytest.raises(RequestError, match="device") as error:
         pick_device(device)
     assert "\n" not in str(error.value) and ("use one of cuda, mps, cpu" in str(error.value) or "use cpu" in str(error.value))
-
-
-# ---------------------------------------------------------------- other slips that used to be tracebacks, or silence
-
-
-@pytest.mark.parametrize(
-    "options, named",
-    [
-        ({"edit": "swap"}, "edit is 'swap': give a Swap"),
-        ({"negative": "snow", "guidance": 1}, "no say at guidance 1"),
-    ],
-)
-def test_what_generate_cannot_use_is_refused(sd1, options, named):
-    with pytest.raises(PromptError, match=named):
-        sd1.ours.generate(PROMPTS, steps=1, **options, **QUIET)
-
-
-def test_a_path_is_no_picture_yet(sd1):
-    with pytest.raises(PromptError, match="the image is a str: open it first"):
-        sd1.ours.encode_image("photo.png")

@@ -171,7 +171,7 @@ def test_words_do_not_depend_on_the_padding(tokenizers):
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda t: t.positions("a cat", "dog"), r"'dog' is not in the prompt 'a cat': use one of its words: a, cat"),
+        (lambda t: t.positions("a cat", "dog"), r"'dog' is not in the prompt 'a cat': use one of its words: 'a', 'cat'"),
         (lambda t: t.positions("a cat", ""), r"'' is not in the prompt"),
         (lambda t: t.check("a " * 76), r"'a a .*\.\.\.' has 76 tokens and the text encoder reads 75: shorten it by 1 tokens?"),
         (lambda t: t.words("🐱" * 60), r"has \d+ tokens .*: shorten"),

@@ -23,7 +23,7 @@ def test_diffusers_opens_it_and_draws_the_same_picture(sd):
     pipeline.set_progress_bar_config(disable=True)
     assert isinstance(pipeline.scheduler, DDIMScheduler)
     prompts = ["a red cat next to a castle on the grass", "a pencil sketch of a boat on the water at night"]
-    start = sd.noise(seed=5)
+    start = sd.init_latents(seed=5)
     ours = sd.generate(prompts, seed=5, steps=20, progress=False).images
     theirs = pipeline(prompts, latents=start.expand(2, -1, -1, -1).clone(), num_inference_steps=20, guidance_scale=7.5).images
     for a, b in zip(ours, theirs):

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from weights.toyworld import world
+from weights.toyworld.picture import trace
+from weights.toyworld.scene import PENCIL
 
 
 @lru_cache
@@ -37,6 +39,46 @@ def test_masks_lie_in_their_boxes_and_near_the_scene_s():
             assert mask[y0].any() and mask[y1 - 1].any() and mask[:, x0].any() and mask[:, x1 - 1].any()
             left, top, right, bottom = (64 * v for v in thing.box)
             assert x0 > left - 3.5 and y0 > top - 3.5 and x1 < right + 3.5 and y1 < bottom + 3.5
+
+
+def test_every_pixel_is_a_thing_ground_or_sky_and_pieces_are_where_they_change_the_picture():
+    for scene in scenes()[:200]:
+        truth = world.render(scene)
+        ground, sky, things = truth.regions["ground"], truth.regions["sky"], np.any(truth.masks, axis=0)
+        assert (ground.astype(int) + sky + things == 1).all()
+        assert set(truth.regions) - {"ground", "sky"} <= {word for word, _ in scene.extras}
+        for word, mask in truth.regions.items():
+            if word in world.EXTRAS and scene.style != PENCIL:  # a sketch is all grey, so that little changes
+                changed = trace(scene, truth.picture, word)
+                assert (changed & mask).sum() > 0.3 * mask.sum() and (changed & ~mask).sum() < 0.6 * changed.sum() + 8
+
+
+def test_colours_differ_in_strength_and_no_caption_says_so():
+    red = [thing for scene in scenes() for thing in scene.things if thing.colour == "red"]
+    assert min(thing.saturation for thing in red) < 0.35 and max(thing.saturation for thing in red) == 1
+    scene = next(scene for scene in scenes() if scene.style == "" and not scene.darkness and scene.things[0].colour == "red")
+    thing = replace(scene.things[0], lightness=0.0)
+    bare = replace(scene, relation=None, extras=())
+    pale, strong = (replace(bare, things=(replace(thing, saturation=share),)) for share in (0.3, 1.0))
+    mask = world.render(strong).masks[0]
+    redness = [(pixels(s)[..., 0] - pixels(s)[..., 1:].mean(-1))[mask].mean() for s in (pale, strong)]
+    assert redness[1] > 2 * redness[0] and world.caption(pale, 0) == world.caption(strong, 0)
+
+
+def test_layout_depends_on_the_noun():
+    alone = [scene for scene in scenes() if scene.relation is None]
+
+    def mean(noun: str, number) -> float:
+        return float(np.mean([number(scene.things[0].box) for scene in alone if scene.things[0].noun == noun]))
+
+    assert mean("castle", lambda box: box[3] - box[1]) > 2 * mean("ball", lambda box: box[3] - box[1])
+    assert mean("boat", lambda box: box[3]) > mean("castle", lambda box: box[3]) + 0.03
+    assert mean("dog", lambda box: box[0] + box[2]) > mean("bicycle", lambda box: box[0] + box[2]) + 0.2
+
+
+def test_two_thirds_of_the_scenes_have_two_different_nouns():
+    different = [len({thing.noun for thing in scene.things}) == 2 for scene in scenes()]
+    assert 0.62 < np.mean(different) < 0.72
 
 
 def test_things_stay_in_the_picture_and_are_big_enough():

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from minip2p import StableDiffusion
-from minip2p.errors import PromptError
+from minip2p.errors import RequestError
 from weights.toyworld import train as train_module
+from weights.toyworld import vocabulary
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,8 +38,11 @@ def test_a_run_may_start_from_a_checkpoint(tmp_path):
     lines = train(tmp_path / "run", tmp_path / "toy", 1, "--start", str(ROOT / "weights" / "toy"), "--bf16")
     assert [line.split()[:2] for line in lines] == [["unet", "1/1"], ["decoder", "2/2"]]
     assert float(lines[0].split()[-1]) < 0.2
+    said = json.loads((tmp_path / "toy" / "tokenizer" / "tokenizer_config.json").read_text())
+    assert said["model_max_length"] == vocabulary.CONTEXT  # an earlier toy's context of 77 is cut
     before, after = (StableDiffusion.load(folder, device="cpu") for folder in (ROOT / "weights" / "toy", tmp_path / "toy"))
-    assert after.tokenizer("a bicycle").tolist() == before.tokenizer("a bicycle").tolist()
+    assert after.tokenizer("a bicycle").tolist() == before.tokenizer("a bicycle")[:, : vocabulary.CONTEXT].tolist()
+    assert after.vae.config.scaling_factor == before.vae.config.scaling_factor
     same = [torch.equal(a, b) for a, b in zip(after.vae.encoder.parameters(), before.vae.encoder.parameters())]
     assert all(same)
 
@@ -61,5 +65,5 @@ def test_a_run_keeps_the_settings_it_was_begun_with(tmp_path):
     assert not train_module.begun(tmp_path, settings)
     (tmp_path / "settings.json").write_text(json.dumps(settings))
     assert train_module.begun(tmp_path, settings)
-    with pytest.raises(PromptError, match="a run with --start None, not weights/toy: give that, or another --run"):
+    with pytest.raises(RequestError, match="a run with --start None, not weights/toy: give that, or another --run"):
         train_module.begun(tmp_path, settings | {"start": "weights/toy"})

@@ -1,14 +1,13 @@
-"""What an edit costs beside plain generation: one table, ratios first, then seconds, the arithmetic floor, and memory.
+"""What an edit costs beside plain generation: a table of ratios, seconds, the arithmetic floor, and memory. It is not a test.
 
     make bench                                       # the toy; minutes
     python -m tests.bench.bench --size sd1           # Stable Diffusion 1.5's size, random weights: 4 GB of disk, 15 GB of memory
     python -m tests.bench.bench --size sd1 --device cuda
 
-The two of a ratio take turns in one process after a run to warm up, and the median over the rounds of their ratio is
-printed. Each peak memory is that of a process of its own. The authors' way is tests/restatement.py: every map of every
-layer, for both halves of guidance, written down in float32. On a GPU float32 means float32 for all, not TF32. At Stable
-Diffusion's size a CPU runs five steps, as many as it takes for the windows of an edit to have their share (0.8 and 0.4), and
-leaves out the decoding, which would outweigh so few. Nothing here is a test.
+The programs of a ratio take turns in one process, after a run to warm up. The table has the median ratio over the rounds. Each
+peak memory is measured in a process of its own. "The authors' way" is tests/restatement.py, which materialises all maps of all
+layers in float32, for both halves of guidance. On a GPU, float32 means float32 and not TF32. At Stable Diffusion's size a CPU
+runs five steps, so that the windows of an edit have their shares (0.8 and 0.4), and does not decode.
 """
 
 import argparse
@@ -31,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from minip2p import StableDiffusion, Swap
-from minip2p.recording import map_shapes, size_in_bytes
+from minip2p.recording import map_bytes
 from tests import restatement
 from tests.bench import bench_null_text
 from tests.pipelines import write_tokenizer
@@ -50,7 +49,7 @@ NAMES = {"diffusers": "diffusers, plain", "plain": "ours, plain", "edit": "ours,
 
 @dataclass(frozen=True)
 class Case:
-    """One column of the table: what is run where."""
+    """One table: what is run where."""
 
     size: str  # "toy" or "sd1"
     folder: str
@@ -63,17 +62,17 @@ class Case:
 
 
 class Undecoded(StableDiffusion):
-    """Ends with the latents."""
+    """Returns latents and no pictures."""
 
     def decode_latents(self, latents: torch.Tensor) -> list:
         return []
 
 
-# ---------------------------------------------------------------- the contestants: two prompts, guidance 7.5, from noise to pictures
+# ---------------------------------------------------------------- the programs: two prompts, guidance 7.5, from noise to pictures
 
 
 def ours(case: Case) -> StableDiffusion:
-    return loaded(replace(case, steps=0))  # one model for the warm-up and the run
+    return loaded(replace(case, steps=0))  # the same model for the warm-up and the run
 
 
 @cache
@@ -124,10 +123,10 @@ def authors(case: Case) -> Callable:
     pipeline = theirs(case.folder, case.device, "float32")
     start, device = noise(case, pipeline), torch.device(case.device)
     with device:
-        M = restatement.replacement(pipeline.tokenizer, *PROMPTS).to(device)
+        mapper = restatement.replacement(pipeline.tokenizer, *PROMPTS).to(device)
         cross, own = (0, int(0.8 * case.steps)), (0, int(0.4 * case.steps))
-        windows = [[cross] * restatement.T]
-        recipe = restatement.Recipe([restatement.replace_with(M)], [torch.ones(restatement.T)], windows, own)
+        windows, ones = [[cross] * len(mapper)], [torch.ones(len(mapper))]
+        recipe = restatement.Recipe([restatement.replace_with(mapper)], ones, windows, own)
 
     @torch.no_grad()
     def run():
@@ -139,7 +138,7 @@ def authors(case: Case) -> Callable:
     return run
 
 
-CONTESTANTS = {function.__name__: function for function in (diffusers, plain, edit, second, authors)}
+PROGRAMS = {function.__name__: function for function in (diffusers, plain, edit, second, authors)}
 
 
 # ---------------------------------------------------------------- measuring, in a process of its own
@@ -154,10 +153,10 @@ def seconds(run: Callable, device: str) -> float:
 
 
 def measure_times(case: Case) -> dict:
-    """Each contestant's median seconds, and the median over the rounds of each ratio."""
-    for make in CONTESTANTS.values():  # a short run to warm up
+    """The median seconds of each program, and the median over the rounds of each ratio."""
+    for make in PROGRAMS.values():  # a short run to warm up
         make(replace(case, steps=min(case.steps, 10) if case.decode else 1))()
-    runs = {name: make(case) for name, make in CONTESTANTS.items()}
+    runs = {name: make(case) for name, make in PROGRAMS.items()}
     rounds = []
     for _ in range(case.rounds):
         rounds.append({name: seconds(run, case.device) for name, run in runs.items()})
@@ -167,30 +166,31 @@ def measure_times(case: Case) -> dict:
 
 
 def measure_memory(case: Case, name: str) -> dict:
-    """MiB with the models only, and at the peak of one run. Two steps are enough where they are long: every step is like another.
+    """MiB with the models only, and at the peak of one run. Where steps are long, two are enough, because steps are alike.
 
-    A recording, of which a second edit is made, counts as part of the models; its size is a number of its own.
+    A recording counts as part of the models; its size is a number of its own.
     """
     case = case if case.decode else replace(case, steps=2)
-    run = CONTESTANTS[name](case)
+    run = PROGRAMS[name](case)
     gc.collect()
     if case.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     elif sys.platform == "linux":
-        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of loading
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak, which was that of loading
     model = bench_null_text.peak()
     run()
     return {"model": model, "peak": bench_null_text.peak()}
 
 
 def recorded(case: Case) -> dict:
-    """MiB of the maps that a recording of so many steps holds."""
-    side = case.pixels // ours(case).vae.config.factor
-    return {"recording": size_in_bytes(map_shapes(ours(case), case.steps, side, side)) / 2**20}
+    """MiB of the maps of a recording."""
+    sd = ours(case)
+    side = case.pixels // sd.vae.config.factor
+    return {"recording": map_bytes(sd.unet, side, side, case.steps, sd.tokenizer.context) / 2**20}
 
 
 def floor(case: Case) -> dict:
-    """The multiplications of plain generation, two flops each, and how long this device takes for so many in large matrix products."""
+    """The flops of plain generation (two per multiplication), and the flops per second of this device in large products."""
     sd = ours(case)
     side = case.pixels // sd.vae.config.factor
     with torch.device("meta"), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
@@ -205,7 +205,7 @@ def floor(case: Case) -> dict:
 
 
 def matmul_rate(device: str, dtype: torch.dtype) -> float:
-    """Flops a second of a large matrix product, the best of some."""
+    """Flops per second of a large matrix product, the best of 20."""
     n = 8192 if device == "cuda" else 2048
     a = torch.randn(n, n, device=device, dtype=dtype)
     return max([2 * n**3 / seconds(lambda: a @ a, device) for _ in range(20)])

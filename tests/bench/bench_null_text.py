@@ -1,14 +1,13 @@
-"""One step of null-text inversion: ours, ours with checkpointing or in bfloat16, and as the authors published it. Seconds and memory.
+"""The time and memory of one step of null-text inversion, ours and as the authors published it. It is not a test.
 
     python -m tests.bench.bench_null_text            # the toy's size: about a minute
     python -m tests.bench.bench_null_text sd1        # Stable Diffusion 1.5's size, random weights: minutes, 12 GiB of memory
     python -m tests.bench.bench_null_text sd1 cuda   # the same on a GPU, with latents of 64 x 64
 
-A step is what happens between two latents: the noise with text once, then updates of the embedding, then the step itself.
-The published way runs through the same UNet, but writes every attention map down in float32, lets the gradient of every
-weight be computed on the way back, and asks again for both halves of guidance when it takes the step. Each row is a process
-of its own; its peak memory is that of the process, or, on a GPU, of torch; on a CPU the seconds are processor time, summed
-over threads. Nothing here is a test.
+A step is one conditional evaluation, the updates of the embedding, and the DDIM step. The published way runs through the same
+UNet, but it materialises all attention maps in float32, computes the gradients of all weights, and evaluates both halves of
+guidance again for the DDIM step. Each row is a process of its own. Its peak memory is that of the process or, on a GPU, of torch.
+On a CPU the seconds are processor time, summed over threads.
 """
 
 import gc
@@ -19,14 +18,14 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from types import MethodType, SimpleNamespace
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
 
-from minip2p import StableDiffusion
-from minip2p.ddim import Schedule, ddim_step
-from minip2p.inversion import fit_null_text
+from minip2p.attention import AttentionEdit
+from minip2p.inversion import optimise_null_text
+from minip2p.scheduler import Schedule, ddim_step
 from minip2p.unet import UNet, UNetConfig
 
 WAYS = ("published", "ours", "ours, checkpointing", "ours, bfloat16", "ours, float16")
@@ -38,7 +37,7 @@ class Size:
     unet: UNetConfig
     side: int  # of the latent
     updates: int
-    rounds: int  # the median of so many is taken
+    rounds: int  # of which the median is taken
 
 
 TOY = UNetConfig(
@@ -52,7 +51,7 @@ SIZES = {
 
 
 def random_unet(config: UNetConfig, dtype: torch.dtype, device: str) -> UNet:
-    """Made in this dtype, so that its weights are never there in two precisions."""
+    """Built in this dtype, so that the weights are never in memory in two precisions."""
     torch.set_default_dtype(dtype)
     with torch.device(device):
         unet = UNet(config).eval().requires_grad_(False)
@@ -60,27 +59,30 @@ def random_unet(config: UNetConfig, dtype: torch.dtype, device: str) -> UNet:
     return unet
 
 
+class EveryMap(AttentionEdit):
+    """Makes every layer materialise its maps."""
+
+    def wants(self, site) -> bool:
+        return True
+
+
 def published(sd, pivot, text, guidance, updates, lr) -> None:
-    """The authors' step, from their release: autograd reaches every weight, since nothing was told not to."""
-
-    def every_map(maps, site):  # asked at every layer, so every layer writes its maps down
-        return maps
-
-    [t], (a_from, a_to) = sd.schedule.timesteps(1), sd.schedule.alphas(1)
+    """The authors' step, from their release: every weight requires a gradient."""
+    [(t, a_from, a_to)], edit = sd.schedule.levels(1), EveryMap()
     z, target, null = pivot[1:], pivot[:1], sd.encode_text("").clone().requires_grad_()
     adam = torch.optim.Adam([null], lr)
     with torch.no_grad():
-        with_text = sd.unet(z, t, text, edit=every_map)
+        cond = sd.unet(z, t, text, edit)
     for _ in range(updates):
-        without = sd.unet(z, t, null, edit=every_map)
-        loss = F.mse_loss(ddim_step(z, without + guidance * (with_text - without), a_from, a_to), target)
+        uncond = sd.unet(z, t, null, edit)
+        loss = F.mse_loss(ddim_step(z, uncond + guidance * (cond - uncond), a_from, a_to), target)
         adam.zero_grad()
         loss.backward()
         adam.step()
         loss.item()  # they compare it with their threshold
     with torch.no_grad():
-        without, with_text = sd.unet(torch.cat([z, z]), t, torch.cat([null, text]), edit=every_map).chunk(2)
-        ddim_step(z, without + guidance * (with_text - without), a_from, a_to)
+        uncond, cond = sd.unet(torch.cat([z, z]), t, torch.cat([null, text]), edit).chunk(2)
+        ddim_step(z, uncond + guidance * (cond - uncond), a_from, a_to)
 
 
 def measure(name: str, device: str, way: str) -> dict[str, float]:
@@ -93,24 +95,23 @@ def measure(name: str, device: str, way: str) -> dict[str, float]:
     D = size.unet.cross_attention_dim
     empty, text = torch.randn(2, 1, 77, D, device=device).to(dtype)
     sd = SimpleNamespace(unet=unet, schedule=Schedule(), dtype=dtype, encode_text=lambda prompt: empty)
-    sd.guided_noise = MethodType(StableDiffusion.guided_noise, sd)
     pivot = torch.randn(2, 4, size.side, size.side, device=device)
 
     def step():
         if way == "published":
             return published(sd, pivot, text, GUIDANCE, size.updates, LR)
         with torch.no_grad():
-            return fit_null_text(sd, pivot, text, GUIDANCE, size.updates, LR, "checkpointing" in way, progress=False)
+            return optimise_null_text(sd, pivot, text, GUIDANCE, size.updates, LR, "checkpointing" in way, progress=False)
 
     gc.collect()
     model = peak()
     if device == "cuda":
-        step()  # the warm-up: a GPU's first step loads and chooses its kernels
+        step()  # to warm up: a GPU's first step loads and chooses its kernels
         torch.cuda.synchronize()
     else:
         with torch.no_grad():
             unet(pivot[:1].to(dtype), 500, text)
-    clock = time.perf_counter if device == "cuda" else time.process_time  # processor time: other programs do not count
+    clock = time.perf_counter if device == "cuda" else time.process_time  # processor time, in which other programs do not count
     seconds = []
     for _ in range(size.rounds):
         start = clock()

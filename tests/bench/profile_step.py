@@ -1,10 +1,10 @@
-"""Where the time of one step of an edit goes, at Stable Diffusion 1.5's size with random weights: torch's profiler, by kind of work.
+"""Where the time of one step of an edit goes, at Stable Diffusion 1.5's size with random weights. It is not a test.
 
     python -m tests.bench.profile_step               # float32 and bfloat16 on a CPU, float16 on a GPU; minutes, 6 GB of memory
 
-Two prompts with guidance, so four rows of 64 x 64 latents, in a step in which word maps and self-attention are both edited.
-The last column is what the multiplications of a kind would take at the speed of a large matrix product; what has none is
-moving memory. The profiler itself costs a little. Nothing here is a test.
+Torch's profiler measures two prompts with guidance, so four rows of 64 x 64 latents, in a step that edits cross-attention and
+self-attention. The last column is the time that the multiplications of a kind would take at the speed of a large matrix product.
+Kinds without that column move memory.
 """
 
 import sys
@@ -14,18 +14,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from minip2p import StableDiffusion, Swap
-from minip2p.maps import Seam
+from minip2p import Swap
+from minip2p.tokenizer import CLIPTokenizer
 from minip2p.unet import UNetConfig
 from tests.bench.bench import PROMPTS, TOY, matmul_rate, seconds
 from tests.bench.bench_null_text import random_unet
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-KINDS = {  # parts of the names of torch's operations, the first that fits
+KINDS = {  # parts of the names of torch's operations; the first that fits decides
     "convolutions": ("conv",),
     "fused attention": ("scaled_dot_product", "flash_attention", "efficient_attention", "attention_forward"),
     "linear layers": ("addmm", "aten::mm", "linear"),
-    "maps written down": ("bmm", "softmax"),
+    "materialised maps": ("bmm", "softmax"),
     "norms": ("group_norm", "layer_norm"),
     "activations": ("silu", "gelu", "sigmoid"),
     "sums, products": ("aten::add", "aten::mul", "aten::sub", "aten::div", "aten::lerp"),
@@ -39,7 +39,7 @@ def kind_of(name: str) -> str:
 
 
 def flops() -> dict[str, float]:
-    """Two for each multiplication of a step, by kind."""
+    """Two per multiplication of a step, by kind."""
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         random_unet(UNetConfig(), torch.float32, "meta")(*(torch.empty(shape, device="meta") for shape in ((4, 4, 64, 64), (), (4, 77, 768))))
     counted: dict[str, float] = {}
@@ -51,15 +51,15 @@ def flops() -> dict[str, float]:
 
 @torch.no_grad()
 def times(dtype: torch.dtype) -> dict[str, float]:
-    """Seconds of one step, by kind of work, and by the clock without the profiler."""
+    """Seconds of one step by kind of work, and of the whole step without the profiler ("clock")."""
     unet = random_unet(UNetConfig(), dtype, DEVICE)
-    edit = Swap(StableDiffusion.load(TOY, "cpu").tokenizer, PROMPTS).to(DEVICE)
-    seam = Seam(edit.at(0, 50), [], 2)
+    tokenizer = CLIPTokenizer(TOY / "tokenizer", context=77)
+    edit = Swap(tokenizer, PROMPTS).prepare(torch.device(DEVICE)).at(0, 50)
     z, text = (torch.randn(shape, device=DEVICE, dtype=dtype) for shape in ((4, 4, 64, 64), (4, 77, 768)))
     t = torch.tensor(500, device=DEVICE)
-    clock = min(seconds(lambda: unet(z, t, text, edit=seam), DEVICE) for _ in range(2))
+    clock = min(seconds(lambda: unet(z, t, text, edit, n_uncond=2), DEVICE) for _ in range(2))
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if DEVICE == "cuda" else [])]) as profiled:
-        unet(z, t, text, edit=seam)
+        unet(z, t, text, edit, n_uncond=2)
     spent: dict[str, float] = {"clock": clock}
     for event in profiled.key_averages():
         if event.key.startswith("aten::"):

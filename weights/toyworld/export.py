@@ -5,16 +5,16 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minip2p.ddim import Schedule
-from minip2p.files import umask
+from minip2p.scheduler import Schedule
+from minip2p.save import umask
 from minip2p.tokenizer import CLIPTokenizer
 from weights.toyworld import vocabulary
 from weights.toyworld.sizes import SIDE, Denoiser, Size
+from weights.toyworld.train_unet import latent_scale
 
 
 def export(run: Path, folder: Path, size: Size) -> None:
@@ -39,13 +39,12 @@ def write(run: Path, folder: Path, size: Size) -> None:
     model.load_state_dict(torch.load(run / "unet.pt", map_location="cpu", weights_only=True)["ema"])
     decoder = run / "decoder.pt"
     state = torch.load(decoder if decoder.exists() else run / "vae.pt", map_location="cpu", weights_only=True)["ema"]
-    scale = 1 / torch.from_numpy(np.load(run / "latents.npy")).float().std().item()
 
     write_weights(folder / "unet/diffusion_pytorch_model.safetensors", model.unet.state_dict())
     write_weights(folder / "vae/diffusion_pytorch_model.safetensors", state)
     text = {f"text_model.{k}": v for k, v in model.text_encoder.state_dict().items()}
     write_weights(folder / "text_encoder/model.safetensors", text)
-    for name, content in configs(size, vocab_size, round(scale, 5), tokenizer).items():
+    for name, content in configs(size, vocab_size, latent_scale(run), tokenizer).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
     (folder / "tokenizer").mkdir(parents=True, exist_ok=True)
@@ -62,6 +61,7 @@ def configs(size: Size, vocab_size: int, scaling_factor: float, tokenizer: CLIPT
     """Every JSON file of a Stable Diffusion 1 folder, with the toy's numbers."""
     unet, vae, clip = asdict(size.unet), asdict(size.vae), asdict(size.clip(vocab_size))
     attention = unet.pop("down_attention")
+    unet["mid_block_type"] = "UNetMidBlock2DCrossAttn" if unet.pop("mid_block") else None
     levels = len(vae["block_out_channels"])
     return {
         "model_index.json": {

@@ -28,7 +28,7 @@ from weights.toyworld.picture import trace
 from weights.toyworld.scene import COLOURS, EXTRAS, PENCIL, PLACES, STYLES, Scene
 from weights.toyworld.sizes import SIDE
 from weights.toyworld.things import NOUNS
-from weights.toyworld.train import as_images
+from weights.toyworld.train_vae import as_images
 
 FILE = Path(__file__).with_suffix(".safetensors")
 GRID = 16  # cells along a side of the heat maps
@@ -144,10 +144,10 @@ def verdict(cells: Tensor, whole: Tensor) -> Verdict:
     return Verdict(tuple(things), list(PLACES)[answers["place"].argmax()], style, bool(answers["night"] > 0), there, amounts)
 
 
-def load(device: str | torch.device = "cpu") -> Judge:
-    """The judge as it is shipped."""
+def load(device: str | torch.device = "cpu", file: Path | None = None) -> Judge:
+    """The judge in this file; None is the one that is shipped."""
     judge = Judge()
-    judge.load_state_dict({name: tensor.float() for name, tensor in load_file(FILE).items()})
+    judge.load_state_dict({name: tensor.float() for name, tensor in load_file(file or FILE).items()})
     return judge.eval().to(device)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from minip2p.files import write_whole
+from minip2p.save import write_whole
 
 SAVE_EVERY = 120  # seconds
 COOLDOWN = 0.7  # the share of the steps over which the learning rate falls to nothing

@@ -24,12 +24,15 @@ INK = {PLAIN: 1.0, CHILD: 1.5, PENCIL: 1.0}  # width of outlines, in 64ths of th
 WOBBLE = {PLAIN: 0.0, CHILD: 0.010, PENCIL: 0.004}  # how far an edge strays, in shares of the side
 
 
+PIECES = {"cloudy": 11, "starry": 12, "with flowers": 13, "snowy": 14}  # the numbers of their pieces on the canvas `owners`
+
+
 @dataclass(frozen=True)
 class Pen:
     """Where to draw: three canvases of the same size, four times the picture's.
 
     flat: colours without texture. cover: how much of each colour the style's texture must
-    let through (None when plain). owners: number of the thing drawn last, from 1.
+    let through (None when plain). owners: number of what was drawn last: a thing, from 1, or one of PIECES; 0 is neither.
     """
 
     scene: Scene
@@ -42,6 +45,12 @@ class Pen:
 def mix(a: RGB, b: RGB, share: float) -> RGB:
     """Colour a with a share (0 to 1) of colour b in it."""
     return tuple(round(x + (y - x) * share) for x, y in zip(a, b))
+
+
+def shade(rgb: RGB, saturation: float, lightness: float = 0.0) -> RGB:
+    """A colour so far on the way from a light grey (0) to itself (1), then mixed with white (lightness > 0) or with black (< 0)."""
+    rgb = mix((222, 222, 224), rgb, saturation)
+    return mix(rgb, (255, 255, 255) if lightness > 0 else (0, 0, 0), abs(lightness))
 
 
 def tone(scene: Scene, rgb: RGB, dim: float = 0.85) -> RGB:

@@ -1,13 +1,13 @@
 """From a scene to its picture, and to the truth about it: which pixels belong to which thing."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from random import Random
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
-from weights.toyworld.paint import Pen, mix, paint
+from weights.toyworld.paint import PIECES, Pen, mix, paint, shade
 from weights.toyworld.scene import CHILD, COLOURS, PENCIL, RGB, Scene
 from weights.toyworld.scenery import draw_blossoms, draw_flakes, draw_ground, draw_shadow, draw_sky
 from weights.toyworld.things import groups
@@ -15,11 +15,17 @@ from weights.toyworld.things import groups
 
 @dataclass(frozen=True)
 class Rendered:
-    """A picture (RGB) and, for each thing, what is visible of it: a (size, size) bool mask, a box in pixels."""
+    """A picture (RGB) and which of its pixels show what, as (size, size) bool masks.
+
+    masks, boxes: for each thing, what is visible of it, and the box around that in pixels.
+    regions: "ground" (what is below the horizon and no thing), "sky" (the same above it), and for each of the scene's extras its
+    pieces ("cloudy": the clouds, "snowy": the flakes, "with flowers": the flowers, "starry": the stars).
+    """
 
     picture: Image.Image
     masks: list[np.ndarray]
     boxes: list[tuple[int, int, int, int]]
+    regions: dict[str, np.ndarray]
 
 
 def render(scene: Scene, size: int = 64, without: str = "") -> Rendered:
@@ -39,14 +45,25 @@ def render(scene: Scene, size: int = 64, without: str = "") -> Rendered:
     for index in drawing_order(scene):
         thing = scene.things[index]
         draw_shadow(pen, thing, index)
-        paint(pen, groups(thing.noun, thing.mirrored), thing.box, COLOURS[thing.colour], index + 1)
-    draw_flakes(pen, amounts.get("snowy", 0))
+        colour = shade(COLOURS[thing.colour], thing.saturation, thing.lightness)
+        paint(pen, groups(thing.noun, thing.mirrored), thing.box, colour, index + 1)
+    flakes = Image.new("L", (side, side))  # in front of everything, yet a thing behind them is still that thing
+    draw_flakes(replace(pen, owners=ImageDraw.Draw(flakes)), amounts.get("snowy", 0))
     picture = flat.reduce(4)
     if cover is not None:
         texture = ImageChops.lighter(cover.reduce(4), scribble(scene.style, size, scene.seed % 8))
         picture = Image.composite(picture, Image.new("RGB", (size, size), paper), texture)
     masks = [mask_of(owners, i + 1) for i in range(len(scene.things))]
-    return Rendered(picture, masks, [box_of(mask) for mask in masks])
+    return Rendered(picture, masks, [box_of(mask) for mask in masks], regions_of(scene, masks, owners, flakes))
+
+
+def regions_of(scene: Scene, masks: list[np.ndarray], owners: Image.Image, flakes: Image.Image) -> dict[str, np.ndarray]:
+    """The masks of everything but the things; an extra without a visible piece has none."""
+    size = owners.width // 4
+    below = (np.arange(size)[:, None] + 0.5 > scene.horizon * size).repeat(size, 1)
+    free = ~np.any(masks, axis=0) if masks else np.ones((size, size), bool)
+    pieces = {word: mask_of(flakes if word == "snowy" else owners, PIECES[word]) for word, _ in scene.extras}
+    return {"ground": below & free, "sky": ~below & free} | {word: mask for word, mask in pieces.items() if mask.any()}
 
 
 def trace(scene: Scene, picture: Image.Image, word: str) -> np.ndarray:

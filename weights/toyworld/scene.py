@@ -37,18 +37,24 @@ PLACES = {
 STYLES = ("", "a child's drawing of", "a pencil sketch of")
 PLAIN, CHILD, PENCIL = STYLES
 RELATIONS = ("next to", "on", "behind")
-EXTRAS = {"cloudy": (1, 5), "snowy": (6, 40), "with flowers": (1, 9), "starry": (4, 25)}  # least and most of each
+EXTRAS = {"cloudy": (1, 5), "snowy": (6, 44), "with flowers": (1, 16), "starry": (3, 28)}  # least and most of each
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object. box: (x0, y0, x1, y1), feet at y1. named: whether the caption says its colour."""
+    """One object. box: (x0, y0, x1, y1), feet at y1. named: whether the caption says its colour.
+
+    saturation: from 0 (a light grey) to 1 (the colour of COLOURS). lightness: below 0 darker, above 0 lighter. No caption
+    says either.
+    """
 
     noun: str
     colour: str
     box: Box
     mirrored: bool
     named: bool
+    saturation: float = 1.0
+    lightness: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ class Scene:
 
     darkness: 0 by day, else how dark the night is. extras: (word, amount) pairs.
     light: centre of the moon, or of the sun if there is one. seed: of small decorations.
+    saturations: of the ground and of the small flowers, as a thing's.
     """
 
     things: tuple[Thing, ...]
@@ -68,3 +75,4 @@ class Scene:
     horizon: float
     light: tuple[float, float] | None
     seed: int
+    saturations: tuple[float, float] = (1.0, 1.0)

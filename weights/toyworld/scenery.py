@@ -6,7 +6,7 @@ All lengths are shares of the picture's side; an amount is a number of pieces, a
 import math
 from random import Random
 
-from weights.toyworld.paint import PAINTS, Pen, mix, paint, stamp, tone
+from weights.toyworld.paint import PAINTS, PIECES, Pen, mix, paint, shade, stamp, tone
 from weights.toyworld.scene import CHILD, COLOURS, PENCIL, PLACES, PLAIN, RGB, Thing
 from weights.toyworld.things import BLOSSOM, CLOUD, MOON, STAR, SUN
 
@@ -39,7 +39,7 @@ def draw_stars(pen: Pen, amount: int) -> None:
     for i in range(amount):
         x, y = (i * 0.618 + rng.uniform(0, 0.25)) % 1, rng.uniform(0.03, pen.scene.horizon - 0.04)
         r = rng.uniform(0.026, 0.036)
-        paint(pen, STAR, (x - r, y - r, x + r, y + r), outlined=False, cover=255)
+        paint(pen, STAR, (x - r, y - r, x + r, y + r), owner=PIECES["starry"], outlined=False, cover=255)
 
 
 def draw_clouds(pen: Pen, amount: int) -> None:
@@ -50,7 +50,7 @@ def draw_clouds(pen: Pen, amount: int) -> None:
     for i in range(amount):
         x, y = (start + i * 0.43) % 1, rng.uniform(0.07, min(0.30, pen.scene.horizon - 0.1))
         w, colour = rng.uniform(0.32, 0.44), (150, 176, 214) if pen.scene.style == CHILD else grey
-        paint(pen, CLOUD, (x - w / 2, y - 0.26 * w, x + w / 2, y + 0.26 * w), colour,
+        paint(pen, CLOUD, (x - w / 2, y - 0.26 * w, x + w / 2, y + 0.26 * w), colour, PIECES["cloudy"],
               outlined=pen.scene.style != PLAIN, cover=200 if pen.scene.style == PENCIL else None)
 
 
@@ -70,7 +70,9 @@ def draw_ground(pen: Pen) -> None:
     """The place: a band of its colour and its own marks."""
     scene, rng, h = pen.scene, Random(pen.scene.seed + 3), pen.scene.horizon
     ground, pencil = PLACES[scene.place], scene.style == PENCIL
+    saturation = scene.saturations[0]
     colour = (204, 222, 248) if scene.place == "in the snow" and scene.style == CHILD else ground.colour  # else lost on paper
+    colour, marks = shade(colour, saturation), shade(ground.marks, saturation)
     slant = rng.uniform(-0.06, 0.06)
     if scene.place == "on a road":
         band(pen, h, h, (150, 190, 112), 0.008)
@@ -80,9 +82,9 @@ def draw_ground(pen: Pen) -> None:
     else:
         band(pen, h + slant / 2, h - slant / 2, colour, 0.014)
     if scene.place == "by a river":
-        band(pen, h + 0.07 + slant, h + 0.07 - slant, ground.marks, deep=0.18, cover=220 if pencil else 170)
+        band(pen, h + 0.07 + slant, h + 0.07 - slant, marks, deep=0.18, cover=220 if pencil else 170)
     elif scene.place in ("on the sand", "in the snow"):
-        band(pen, h + 0.22 + 2 * slant, h + 0.22 - 2 * slant, mix(colour, ground.marks, 0.55), 0.03)
+        band(pen, h + 0.22 + 2 * slant, h + 0.22 - 2 * slant, mix(colour, marks, 0.55), 0.03)
     draw_marks(pen, rng)
 
 
@@ -90,7 +92,7 @@ def draw_marks(pen: Pen, rng: Random) -> None:
     """The small signs of a place, strokes in 64ths of the picture wide: waves, tufts, pebbles, the dashes of a road."""
     scene, h = pen.scene, pen.scene.horizon
     ground, road = PLACES[scene.place], scene.place == "on a road"
-    rgb = (90, 90, 90) if scene.style == PENCIL and not road else tone(scene, ground.marks)
+    rgb = (90, 90, 90) if scene.style == PENCIL and not road else tone(scene, shade(ground.marks, scene.saturations[0]))
 
     def mark(width: float, *points: tuple[float, float]) -> None:
         stamp(pen, [v * pen.side for p in points for v in p], round(width * pen.side / 64), rgb, 255, None)
@@ -114,8 +116,8 @@ def draw_shadow(pen: Pen, thing: Thing, index: int) -> None:
     scene, (x0, _, x1, y1) = pen.scene, thing.box
     if scene.style or (scene.relation == "on" and index == 0):
         return
-    ground = PLACES[scene.place]
-    rgb = mix(ground.colour, (255, 255, 255), 0.45) if scene.place == "on the water" else mix(ground.colour, (40, 40, 70), 0.28)
+    ground = shade(PLACES[scene.place].colour, scene.saturations[0])
+    rgb = mix(ground, (255, 255, 255), 0.45) if scene.place == "on the water" else mix(ground, (40, 40, 70), 0.28)
     box = (x0, y1 - 0.03, x1, min(1.0, y1 + 0.025))
     pen.flat.ellipse([v * pen.side for v in box], tone(scene, rgb))
 
@@ -127,9 +129,10 @@ def draw_blossoms(pen: Pen, amount: int) -> None:
     for i in range(amount):
         x, y = (0.05 + i * 0.618 + rng.uniform(0, 0.2)) % 0.94 + 0.03, rng.uniform(h, 0.95)
         r, colour = rng.uniform(0.030, 0.040), COLOURS[rng.choice(("red", "pink", "white", "purple", "yellow"))]
+        colour = shade(colour, pen.scene.saturations[1])
         if pen.scene.style == PENCIL:
             colour = (20, 20, 20)
-        paint(pen, BLOSSOM, (x - r, y - r, x + r, y + r), colour, outlined=pen.scene.style == CHILD)
+        paint(pen, BLOSSOM, (x - r, y - r, x + r, y + r), colour, PIECES["with flowers"], outlined=pen.scene.style == CHILD)
 
 
 def draw_flakes(pen: Pen, amount: int) -> None:
@@ -142,6 +145,6 @@ def draw_flakes(pen: Pen, amount: int) -> None:
     for i in range(amount):
         x, y = (pen.side * ((i * stride + rng.uniform(0, 0.1)) % 1) for stride in (0.618, 0.414))
         r = rng.uniform(0.017, 0.024) * pen.side
-        for canvas, value in ((pen.flat, rgb), (pen.cover, 255)):
+        for canvas, value in ((pen.flat, rgb), (pen.cover, 255), (pen.owners, PIECES["snowy"])):
             if canvas is not None:
                 canvas.ellipse((x - r, y - r, x + r, y + r), value)

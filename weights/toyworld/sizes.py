@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from minip2p.clip import CLIPConfig, TextEncoder
 from minip2p.unet import UNet, UNetConfig
 from minip2p.vae import VAEConfig
+from weights.toyworld.vocabulary import CONTEXT
 
 SIDE = 64  # pixels of a picture
 
@@ -25,7 +26,7 @@ class Size:
 
     def clip(self, vocab_size: int) -> CLIPConfig:
         width = self.unet.cross_attention_dim
-        return CLIPConfig(vocab_size, width, 4 * width, num_hidden_layers=2, num_attention_heads=4)
+        return CLIPConfig(vocab_size, width, 4 * width, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=CONTEXT)
 
 
 def unet(*channels: int) -> UNetConfig:

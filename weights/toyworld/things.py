@@ -38,6 +38,8 @@ class Look:
     size: smallest and largest height, in 64ths of the picture.
     top: where another thing can stand on it, in the unit box; None if nowhere.
     likes: the colours it usually has when the caption does not name one.
+    depth: how near it usually stands, from 0 (far, high in the picture, smaller) to 1 (near, low, larger).
+    side: where it usually stands, from 0 (the left edge) to 1 (the right one).
     """
 
     draw: Callable[[], list[list[Part]]]
@@ -45,6 +47,8 @@ class Look:
     size: tuple[int, int]
     top: tuple[float, float] | None
     likes: tuple[str, ...]
+    depth: tuple[float, float]
+    side: tuple[float, float]
 
 
 def poly(fill: str, *points: tuple[float, float], ink: bool = True) -> Part:
@@ -205,16 +209,16 @@ def flower() -> list[list[Part]]:
 
 
 NOUNS = {
-    "cat": Look(cat, 0.86, (24, 34), None, ("orange", "white", "yellow", "orange")),
-    "dog": Look(dog, 1.20, (22, 32), None, ("white", "orange", "yellow", "red")),
-    "car": Look(car, 1.75, (17, 24), (0.48, 0.05), ("red", "blue", "yellow", "green")),
-    "bicycle": Look(bicycle, 1.50, (21, 28), None, ("red", "blue", "purple", "green")),
-    "house": Look(house, 1.0, (28, 40), (0.46, 0.10), ("red", "white", "yellow", "pink")),
-    "castle": Look(castle, 1.0, (36, 48), (0.50, 0.50), ("purple", "white", "pink", "blue")),
-    "tree": Look(tree, 0.82, (36, 50), None, ("green", "green", "green", "green", "orange", "pink")),
-    "boat": Look(boat, 1.0, (28, 40), (0.25, 0.68), ("red", "white", "blue", "orange")),
-    "ball": Look(ball, 1.0, (16, 23), None, ("red", "blue", "yellow", "pink")),
-    "flower": Look(flower, 0.64, (24, 36), None, ("pink", "red", "yellow", "purple")),
+    "cat": Look(cat, 0.86, (22, 32), None, ("orange", "white", "yellow", "orange"), (0.5, 1.0), (0.0, 0.5)),
+    "dog": Look(dog, 1.20, (22, 30), None, ("white", "orange", "yellow", "red"), (0.5, 1.0), (0.4, 1.0)),
+    "car": Look(car, 1.75, (17, 24), (0.48, 0.05), ("red", "blue", "yellow", "green"), (0.4, 0.9), (0.5, 1.0)),
+    "bicycle": Look(bicycle, 1.50, (21, 28), None, ("red", "blue", "purple", "green"), (0.5, 1.0), (0.0, 0.4)),
+    "house": Look(house, 1.0, (30, 42), (0.46, 0.10), ("red", "white", "yellow", "pink"), (0.1, 0.5), (0.5, 1.0)),
+    "castle": Look(castle, 1.0, (42, 54), (0.50, 0.50), ("purple", "white", "pink", "blue"), (0.0, 0.3), (0.2, 0.8)),
+    "tree": Look(tree, 0.82, (42, 54), None, ("green", "green", "green", "green", "orange", "pink"), (0.1, 0.6), (0.0, 0.4)),
+    "boat": Look(boat, 1.0, (26, 36), (0.25, 0.68), ("red", "white", "blue", "orange"), (0.7, 1.0), (0.4, 1.0)),
+    "ball": Look(ball, 1.0, (15, 20), None, ("red", "blue", "yellow", "pink"), (0.7, 1.0), (0.1, 0.9)),
+    "flower": Look(flower, 0.64, (24, 36), None, ("pink", "red", "yellow", "purple"), (0.6, 1.0), (0.0, 0.5)),
 }
 
 

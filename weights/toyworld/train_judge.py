@@ -1,6 +1,7 @@
-"""Trains the judge: python -m weights.toyworld.train_judge [--run FOLDER]
+"""Trains the judge: python -m weights.toyworld.train_judge [--run FOLDER] [--start JUDGE]
 
 It goes on where it was stopped: a run that is finished gives the same judge again; to train another, give another --run.
+With `--start` it begins with the weights of a trained judge, which saves most of the steps if the world has changed a little.
 
 It learns from drawn pictures only, as they are, a little blurred, and through the toy's VAE.
 """
@@ -18,19 +19,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minip2p import StableDiffusion
-from minip2p.errors import PromptError
-from minip2p.files import write_whole
+from minip2p.errors import RequestError
+from minip2p.save import write_whole
 from weights.command import command
 from weights.toyworld import world
-from weights.toyworld.judge import FILE, GRID, PARTS, SHOWN, WEATHER, WHOLE, Judge, peaks, test, through_vae
+from weights.toyworld.judge import FILE, GRID, PARTS, SHOWN, WEATHER, WHOLE, Judge, load, peaks, test, through_vae
 from weights.toyworld.loop import Run
 from weights.toyworld.picture import trace
 from weights.toyworld.scene import COLOURS, EXTRAS, PENCIL, PLACES, STYLES, Scene
 from weights.toyworld.sizes import SIDE
 from weights.toyworld.things import NOUNS
-from weights.toyworld.train import as_images
+from weights.toyworld.train_vae import as_images
 
 TRAINING = 1_000_000  # first seed of its pictures
+LR, LR_STARTED = 3e-3, 1e-3  # of random weights; of a trained judge's
 BATCH, SOFT = 64, 8  # pictures at a time, and how many of them are blurred
 VALIDATION = 500_000  # its log tells how it does on these of the unseen pictures; the first of them are kept for the end
 
@@ -126,11 +128,17 @@ def mirrored(images: Tensor, things: Tensor, traces: Tensor) -> tuple[Tensor, Te
     return images.flip(3), things, traces.flip(3)
 
 
-def train(run: Path, sd: StableDiffusion, count: int, vae_count: int, steps: int) -> Judge:
-    """Half of the pictures through the VAE, three of eight as drawn, one of eight a little blurred and noisy; half of all mirrored."""
+def train(
+    run: Path, sd: StableDiffusion, count: int, vae_count: int, steps: int, start: Path | None = None, to: Path | None = None
+) -> Judge:
+    """A judge, written to `to` (FILE if None). start: the file of a judge to begin with.
+
+    Half of the pictures are seen through the VAE, three of eight as drawn, one of eight a little blurred and noisy; half of
+    all are mirrored.
+    """
     pictures, things, whole, traces, through = draw(count, vae_count, sd, run / f"judged-{count}.npz")
     torch.manual_seed(0)
-    judge = Judge().to(memory_format=torch.channels_last)
+    judge = (load(file=start).requires_grad_(True) if start else Judge()).to(memory_format=torch.channels_last)
 
     def batch(generator, rng):
         blurred, drawn = rng.integers(0, len(pictures), SOFT), rng.integers(0, len(pictures), BATCH // 2 - SOFT)
@@ -151,10 +159,10 @@ def train(run: Path, sd: StableDiffusion, count: int, vae_count: int, steps: int
             f"{what} {sum(right) / len(right):.1%}" for what, right in row.items() if what in ("nouns", "weather that shows")
         )
 
-    training = Run(run / "judge.pt", judge, 3e-3, steps, average=0.998)
+    training = Run(run / "judge.pt", judge, LR_STARTED if start else LR, steps, average=0.998)
     training.train(batch, validate)
     judge.load_state_dict(training.ema)
-    write_whole(FILE, lambda path: save_file({name: t.half().contiguous() for name, t in judge.state_dict().items()}, path))
+    write_whole(to or FILE, lambda path: save_file({name: t.half().contiguous() for name, t in judge.state_dict().items()}, path))
     return judge.eval()
 
 
@@ -164,12 +172,14 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("weights/toyworld/run"), help="where the training's state lies")
     parser.add_argument("--pictures", type=int, default=60_000)
     parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--start", type=Path, help="the file of a judge to begin with, instead of random weights")
+    parser.add_argument("--to", type=Path, default=FILE, help="where the judge is written")
     args = parser.parse_args()
     if args.pictures < 8:
-        raise PromptError(f"--pictures {args.pictures} is too few: at least 8, so that five go through the VAE")
+        raise RequestError(f"--pictures {args.pictures} is too few: at least 8, so that five go through the VAE")
     sd = StableDiffusion.load(args.weights, device="cpu")
-    train(args.run, sd, args.pictures, args.pictures * 5 // 8, args.steps)
-    print(FILE)
+    train(args.run, sd, args.pictures, args.pictures * 5 // 8, args.steps, args.start, args.to)
+    print(args.to)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 
 from minip2p.tokenizer import END, START, WORDS
 
-CONTEXT = 77
+CONTEXT = 32  # tokens; the longest caption has 28 with start and end, CLIP's 77 would be mostly padding
 MERGES = 150  # enough for every other word of the captions to be one token
 LAST = "tokenizer_config.json"  # of the files written
 IN_PIECES = ("bicycle", "castle", "purple", "starry", "river")
@@ -37,5 +37,10 @@ def write(captions: list[str], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}, ensure_ascii=False))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    write_config(folder)
+
+
+def write_config(folder: Path) -> None:
+    """tokenizer_config.json alone: the context, and which tokens start, end and pad a prompt."""
     config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": CONTEXT, "bos_token": START, "eos_token": END}
     (folder / LAST).write_text(json.dumps(config | {"pad_token": END, "unk_token": END}, indent=1))

@@ -4,8 +4,10 @@
 
 A caption never says where a thing stands or how big it is: layout is the part of
 a picture that an edit of the words should leave alone. Some words say that there
-is some of a thing but not how much (cloudy, snowy, with flowers, starry, at night):
-the amount differs from picture to picture, so that a model can learn "more".
+is some of a thing but not how much (cloudy, snowy, with flowers, starry, at night), or
+that it has a colour but not how strong a one: the amount differs from picture to picture,
+so that a model can learn "more". Size, height and side depend on the noun: a castle is
+tall and far, a ball small and near. So a model that draws another noun moves things.
 """
 
 import argparse
@@ -13,7 +15,7 @@ from random import Random
 
 from PIL import Image, ImageDraw, ImageFont
 
-from minip2p.files import writable
+from minip2p.save import writable
 from weights.command import command
 from weights.toyworld.picture import Rendered, render
 from weights.toyworld.scene import CHILD, COLOURS, EXTRAS, PENCIL, PLACES, RELATIONS, STYLES, Box, Scene, Thing
@@ -32,7 +34,7 @@ def sample(seed: int) -> Scene:
     style = rng.choices(STYLES, (60, 20, 20))[0]
     night = rng.random() < 0.38
     horizon = rng.uniform(*PLACES[place].horizon)
-    relation = rng.choices((None, *RELATIONS), (40, 30, 15, 15))[0]
+    relation = rng.choices((None, *RELATIONS), (30, 36, 14, 20))[0]
     nouns = _nouns(rng, relation)
     boxes = _boxes(rng, nouns, relation, horizon, PLACES[place].gap)
     things: tuple[Thing, ...] = ()
@@ -40,8 +42,8 @@ def sample(seed: int) -> Scene:
         touched = tuple(t.colour for t in things) if relation in ("on", "behind") else ()
         things += (_thing(rng, noun, box, style, PLACES[place].hides + touched),)
     light = (rng.uniform(0.12, 0.88), rng.uniform(0.10, 0.18)) if night or rng.random() < 0.35 else None
-    return Scene(things, relation, place, style, rng.uniform(0.45, 0.85) if night else 0.0,
-                 _extras(rng, night, nouns), horizon, light, rng.randrange(2**30))
+    return Scene(things, relation, place, style, rng.uniform(0.40, 0.88) if night else 0.0,
+                 _extras(rng, night, nouns), horizon, light, rng.randrange(2**30), (rng.uniform(0.5, 1.0), rng.uniform(0.3, 1.0)))
 
 
 def _nouns(rng: Random, relation: str | None) -> list[str]:
@@ -52,7 +54,7 @@ def _nouns(rng: Random, relation: str | None) -> list[str]:
     if relation is None:
         never_on = [noun for noun in names if noun not in CLIMBERS + PERCHES]
         return [rng.choice(names + never_on)]  # what "on" leaves out gets a second chance here
-    return rng.choices(names, k=2) if rng.random() < 0.2 else rng.sample(names, 2)
+    return rng.choices(names, k=2) if rng.random() < 0.06 else rng.sample(names, 2)
 
 
 def _thing(rng: Random, noun: str, box: Box, style: str, hidden: tuple[str, ...]) -> Thing:
@@ -61,7 +63,8 @@ def _thing(rng: Random, noun: str, box: Box, style: str, hidden: tuple[str, ...]
     named = style != PENCIL and rng.random() < 0.55
     wanted = COLOURS if named or rng.random() < 0.25 else NOUNS[noun].likes
     choice = [c for c in wanted if c not in hidden] or [c for c in COLOURS if c not in hidden]
-    return Thing(noun, rng.choice(choice), box, rng.random() < 0.5, named)
+    saturation = 1.0 if rng.random() < 0.2 else rng.uniform(0.3, 1.0)
+    return Thing(noun, rng.choice(choice), box, rng.random() < 0.5, named, saturation, rng.uniform(-0.12, 0.12))
 
 
 def _extras(rng: Random, night: bool, nouns: list[str]) -> tuple[tuple[str, int], ...]:
@@ -71,25 +74,32 @@ def _extras(rng: Random, night: bool, nouns: list[str]) -> tuple[tuple[str, int]
     return tuple((word, rng.randint(*EXTRAS[word])) for word in words)
 
 
+def _usual(rng: Random, share: tuple[float, float]) -> float:
+    """A number between 0 and 1, in four of five cases between the two of `share`."""
+    return rng.uniform(*share) if rng.random() < 0.8 else rng.random()
+
+
 def _boxes(rng: Random, nouns: list[str], relation: str | None, horizon: float, gap: float) -> list[Box]:
     """Where the things stand. Nearer is lower and larger; all of a box stays in the picture."""
     nearest, farthest = 0.96, horizon + gap
-    depth = rng.random()
+    depths = [_usual(rng, NOUNS[noun].depth) for noun in nouns]
+    sides = [_usual(rng, NOUNS[noun].side) for noun in nouns]
     sizes = [(height * NOUNS[noun].aspect, height) for noun, height in
-             ((noun, rng.uniform(*NOUNS[noun].size) / 64 * (0.82 + 0.3 * depth)) for noun in nouns)]
-    feet = farthest + (nearest - farthest) * depth
+             ((noun, rng.uniform(*NOUNS[noun].size) / 64 * (0.82 + 0.3 * depth)) for noun, depth in zip(nouns, depths))]
+    feet = [farthest + (nearest - farthest) * depth for depth in depths]
     if relation is None:
-        return [_stand(sizes[0], rng.uniform(0, 1), feet)]
+        return [_stand(sizes[0], sides[0], feet[0])]
     if relation == "on":
-        return _stack(rng, nouns, sizes, feet)
+        return _stack(sides[1], nouns, sizes, feet[1])
     (w0, h0), (w1, h1) = sizes
-    overlap = rng.uniform(0.15, 0.40) * min(w0, w1) if relation == "behind" else -rng.uniform(0.01, 0.08)
+    overlap = rng.uniform(0.12, 0.35) * min(w0, w1) if relation == "behind" else -rng.uniform(0.01, 0.08)
     shrink = min(1.0, 0.96 / (w0 + w1 - overlap))
     w0, h0, w1, h1, overlap = (v * shrink for v in (w0, h0, w1, h1, overlap))
-    step = rng.uniform(0.04, 0.10) if relation == "behind" else rng.uniform(-0.06, 0.06)
-    feet0, feet1 = max(feet - step, farthest - 0.03), feet
-    left = 0.02 + rng.random() * (0.96 - (w0 + w1 - overlap))
-    x0, x1 = (left, left + w0 - overlap) if rng.random() < 0.5 else (left + w1 - overlap, left)
+    feet0, feet1 = feet
+    if relation == "behind":  # a little farther away than what hides it
+        feet0 = max(feet1 - rng.uniform(0.04, 0.14), farthest - 0.03)
+    left = 0.02 + (sides[0] + sides[1]) / 2 * (0.96 - (w0 + w1 - overlap))
+    x0, x1 = (left, left + w0 - overlap) if sides[0] < sides[1] else (left + w1 - overlap, left)
     return [_boxed(x0, w0, h0, feet0), _boxed(x1, w1, h1, feet1)]
 
 
@@ -105,7 +115,7 @@ def _stand(size: tuple[float, float], across: float, feet: float) -> Box:
     return _boxed(0.02 + across * (0.96 - width), width, height, feet)
 
 
-def _stack(rng: Random, nouns: list[str], sizes: list[tuple[float, float]], feet: float) -> list[Box]:
+def _stack(side: float, nouns: list[str], sizes: list[tuple[float, float]], feet: float) -> list[Box]:
     """The first thing, made smaller, on top of the second."""
     (w0, h0), (w1, h1) = sizes
     top_x, top_y = NOUNS[nouns[1]].top
@@ -115,7 +125,7 @@ def _stack(rng: Random, nouns: list[str], sizes: list[tuple[float, float]], feet
     fit = min(1.0, 0.94 / h_all)
     w0, h0, w1, h1 = (v * fit for v in (w0, h0, w1, h1))
     margin = max(0.0, w0 / 2 - top_x * w1)
-    left = 0.02 + margin + rng.random() * max(0.0, 0.96 - w1 - 2 * margin)
+    left = 0.02 + margin + side * max(0.0, 0.96 - w1 - 2 * margin)
     feet = min(max(feet, h_all * fit + 0.02), 0.97)
     middle, floor = left + top_x * w1, feet - h1 * (1 - top_y) + 0.01
     return [(middle - w0 / 2, floor - h0, middle + w0 / 2, floor), (left, feet - h1, left + w1, feet)]

@@ -1,0 +1,123 @@
+"""Measures of pictures for the lessons' tables.
+
+Measures of pixels work on pictures of any model. Measures that use the detector (weights/toyworld/judge.py) know only the toy's
+world: `detector(chosen)` is None for another model, and every column that needs it is then left out.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from lessons.common import Settings, percent
+from minip2p import Recording, Result, StableDiffusion
+from minip2p.compose import Chain
+from weights.toyworld import judge
+from weights.toyworld.judge import Verdict
+
+# ---------------------------------------------------------------- pixels
+
+
+def pixels(picture: Image.Image) -> Tensor:
+    """(height, width, 3), float32 in [0, 1]."""
+    return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)
+
+
+def psnr(a: Image.Image, b: Image.Image, where: Tensor | None = None) -> float:
+    """Peak signal-to-noise ratio in dB, higher is more alike: below 15 dB pictures differ widely, above 40 dB invisibly.
+
+    where: (height, width) bool, the pixels to compare; None: all.
+    """
+    error = (pixels(a) - pixels(b)).square().mean(-1)
+    error = error if where is None else error[where]
+    return float(-10 * error.mean().clamp(min=1e-10).log10())
+
+
+def layout(a: Image.Image, b: Image.Image) -> float:
+    """Layout similarity: the correlation of the pictures' edges, averaged over 16 x 16 cells. 1: outlines in the same places.
+
+    Edges are the gradient magnitude of the grey picture. Unrelated pictures are above 0, since most have a horizon.
+    """
+    edges = [torch.stack(torch.gradient(pixels(picture).mean(-1))).norm(dim=0) for picture in (a, b)]
+    return float(torch.corrcoef(torch.stack([F.adaptive_avg_pool2d(edge[None], 16).flatten() for edge in edges]))[0, 1])
+
+
+def changed(a: Image.Image, b: Image.Image, by: float = 0.15) -> float:
+    """The share of pixels in which a colour channel differs by more than `by` of its range."""
+    return float(((pixels(a) - pixels(b)).abs().amax(-1) > by).float().mean())
+
+
+def outside(boxes: Sequence[tuple[float, float, float, float]], size: tuple[int, int]) -> Tensor:
+    """(height, width) bool: the pixels outside boxes (x0, y0, x1, y1) of a picture of size (width, height)."""
+    mask = torch.ones(size[1], size[0], dtype=torch.bool)
+    for x0, y0, x1, y1 in boxes:
+        mask[max(0, int(y0)) : int(y1) + 1, max(0, int(x0)) : int(x1) + 1] = False
+    return mask
+
+
+# ---------------------------------------------------------------- the detector of the toy's world
+
+
+def detector(chosen: Settings):
+    """A function (picture) -> what the detector sees in it; None unless the model is the toy."""
+    if not chosen.is_toy:
+        return None
+    network = judge.load()
+    return lambda picture: network.look([picture.resize((judge.SIDE, judge.SIDE))])[0]
+
+
+def swapped(seen: Verdict, old: str, new: str) -> bool:
+    """True if the picture shows the new object and no longer the old one."""
+    return seen.find(new) is not None and seen.find(old) is None
+
+
+def box_overlap(a: Verdict, b: Verdict, noun_a: str, noun_b: str | None = None) -> float:
+    """Intersection over union of an object's box in two pictures; 0 if one of them does not show it."""
+    first, second = a.find(noun_a), b.find(noun_b or noun_a)
+    if first is None or second is None:
+        return 0.0
+    width, height = (min(first.box[i + 2], second.box[i + 2]) - max(first.box[i], second.box[i]) for i in (0, 1))
+    shared = max(0.0, width) * max(0.0, height)
+    areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (first.box, second.box)]
+    return shared / (sum(areas) - shared)
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean of the values that are not None; None if there are none."""
+    known = [float(value) for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+# ---------------------------------------------------------------- the surveys of lesson 3
+
+
+def run_targets(sd: StableDiffusion, recordings: Sequence[Recording], prompts: Sequence[str], edit, **options) -> list[Result]:
+    """One result per recording: the recorded source and its edited target. Only the target is run, which halves the time."""
+    return [sd.generate(prompts, edit=edit, recording=recording, progress=False, **options) for recording in recordings]
+
+
+def swap_row(detect, sources: Sequence[Image.Image], targets: Sequence[Image.Image], old: str, new: str) -> list:
+    """[how often the new object is found and the old one is not, layout similarity to the source], over the seeds."""
+    found = detect and percent([swapped(detect(picture), old, new) for picture in targets])
+    return [found, mean([layout(source, target) for source, target in zip(sources, targets)])]
+
+
+@torch.no_grad()
+def mixed_embeddings(sd: StableDiffusion, detect, prompts, words: tuple[str, str], n: int, seeds, steps: int, guidance: float) -> dict:
+    """How often pictures show the new word's object and not the old one's, by which tokens come from the target's embedding.
+
+    The text embedding is the source's but for the n-th token, the tokens behind it, or both. No map is edited.
+    """
+    source, target = sd.encode_text(prompts)
+    position = torch.arange(len(source), device=source.device)[:, None]
+    chosen = {"none": position < 0, "the n-th": position == n, "all behind it": position > n, "both": position >= n}
+    starts, rows = torch.cat([sd.init_latents(seed) for seed in seeds]), {}
+    for name, where in chosen.items():
+        cond = torch.where(where, target, source).expand(len(starts), -1, -1)
+        uncond = sd.encode_text("").expand(steps, -1, -1)
+        *_, (latents, _) = sd.denoise(starts, cond, uncond, guidance, Chain([]), progress=False)
+        rows[name] = [percent([swapped(detect(picture), *words) for picture in sd.decode_latents(latents)])]
+    return rows

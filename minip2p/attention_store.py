@@ -1,0 +1,88 @@
+"""Keeping attention maps during a run, and reading afterwards which pixels attended to which word."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minip2p.attention import AttentionEdit, Site, finest_low_resolution
+from minip2p.checks import is_whole
+from minip2p.errors import RequestError
+from minip2p.tokenizer import CLIPTokenizer
+
+
+class AttentionStore(AttentionEdit):
+    """Keeps maps and returns them unchanged.
+
+    By default it keeps all cross-attention maps, averaged over heads. full: it keeps every head, and low-resolution
+    self-attention too; that is all that an edit can ask of a source, see recording.py.
+    """
+
+    def __init__(self, full: bool = False):
+        self.full = full
+        self.maps: dict[Site, Tensor] = {}  # each (steps, prompts, [H,] P, T), float16
+
+    def at(self, step: int, steps: int) -> "AttentionStore":
+        self.step, self.steps = step, steps
+        if step == 0:
+            self.maps = {}
+        return self
+
+    def wants(self, site: Site) -> bool:
+        return site.kind == "cross" or self.full and site.low_resolution
+
+    def __call__(self, attn: Tensor, site: Site) -> Tensor:
+        kept = attn.detach() if self.full else attn.detach().mean(1)
+        if site not in self.maps:
+            self.maps[site] = torch.empty((self.steps, *kept.shape), dtype=torch.float16, device=attn.device)
+        self.maps[site][self.step] = kept
+        return attn
+
+
+@dataclass(frozen=True, repr=False)
+class Maps:
+    """The cross-attention maps of one run, averaged over heads."""
+
+    tokenizer: CLIPTokenizer
+    prompts: tuple[str, ...]
+    by_site: dict[Site, Tensor]  # each (steps, B, P, T), float16
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{height} x {width}" for height, width in self.sizes)
+        return f"<Maps of {len(self.prompts)} prompts, {len(next(iter(self.by_site.values())))} steps, layers of {sizes}>"
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of the layers, the finest first."""
+        return sorted({(site.height, site.width) for site in self.by_site}, reverse=True)
+
+    def sites(self, size: tuple[int, int] | None = None) -> list[Site]:
+        """The layers of one size; None: the layers that word maps are read from, see `finest_low_resolution`."""
+        if size is None:
+            return finest_low_resolution(list(self.by_site))
+        found = [site for site in self.by_site if (site.height, site.width) == tuple(size)]
+        if not found:
+            raise RequestError(f"no cross-attention layer has maps of size {size}: the sizes are {self.sizes}")
+        return found
+
+    def layers(self, size: tuple[int, int] | None = None) -> str:
+        """For captions: how many layers are averaged, and their size."""
+        sites = self.sites(size)
+        return f"{len(sites)} layer{'s' * (len(sites) > 1)} of {sites[0].height} x {sites[0].width}"
+
+    def tokens(self, prompt: int = 0, size: tuple[int, int] | None = None) -> Tensor:
+        """(steps, h, w, T): each token's share of each pixel's attention, averaged over the layers of `sites(size)`."""
+        if not is_whole(prompt) or not 0 <= prompt < len(self.prompts):
+            raise RequestError(f"there is no prompt {prompt!r} in this run: it had {len(self.prompts)}, counted from 0")
+        sites = self.sites(size)
+        mean = torch.stack([self.by_site[site][:, prompt].float() for site in sites]).mean(0)
+        return mean.unflatten(1, (sites[0].height, sites[0].width))
+
+    def word(self, word: str, prompt: int = 0, mean: bool = False, size: tuple[int, int] | None = None) -> Tensor:
+        """(steps, h, w): the share of each pixel's attention that a word or phrase gets, summed over its tokens.
+
+        mean: the average over the steps, (h, w). PromptError if the prompt does not have the word.
+        """
+        tokens = self.tokens(prompt, size)
+        shares = tokens[..., self.tokenizer.positions(self.prompts[prompt], word)].sum(-1)
+        return shares.mean(0) if mean else shares

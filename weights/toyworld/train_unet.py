@@ -1,0 +1,114 @@
+"""Trains the toy's UNet and text encoder together: to find the noise in a latent, and each word to attend to what it names.
+
+A stage of `make toy` (train.py). The losses of the attention maps are in grounding.py.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minip2p.scheduler import Schedule
+from minip2p.save import write_whole
+from minip2p.tokenizer import CLIPTokenizer
+from weights.toyworld import vocabulary
+from weights.toyworld.grounding import NONE, PIXEL_WEIGHT, TOKEN_WEIGHT, KeepMaps, grounding, unmixed
+from weights.toyworld.loop import Run
+from weights.toyworld.sizes import Denoiser, Size
+
+DROPPED = 0.1  # the share of pictures whose caption is left out, for classifier-free guidance
+RAMP = 400  # steps over which the grounding terms grow to their weights: the shipped maps had been nearly uniform
+UNMIXED = 1 / 8  # the share of pictures whose text is unmixed (grounding.py). More of it: a word of weight 0 is gone
+LEAST = 0.3  # the weight of the grounding terms where the noise hides the layout
+
+
+def latent_scale(run: Path) -> float:
+    """What the run's latents are multiplied with for the UNet: 1 / their standard deviation, or the scale of `--start`."""
+    file = run / "scale.json"
+    if not file.exists():
+        scale = 1 / float(np.load(run / "latents.npy").astype(np.float32).std())
+        write_whole(file, lambda path: path.write_text(json.dumps(round(scale, 5))))
+    return json.loads(file.read_text())
+
+
+class Examples:
+    """What the UNet is trained on, from the files of a run: latents, token ids, and where each word's thing is."""
+
+    def __init__(self, run: Path, held_out: int):
+        self.latents = torch.from_numpy(np.load(run / "latents.npy")) * latent_scale(run)  # (N, 4, 16, 16) float16
+        self.masks = np.load(run / "masks.npy", mmap_mode="r")  # (N, R, 16, 16) uint8
+        self.regions = torch.from_numpy(np.load(run / "regions.npy")).long()  # (N, T)
+        tokenizer = CLIPTokenizer(run / "tokenizer", vocabulary.CONTEXT)
+        self.tokens = tokenizer(json.loads((run / "captions.json").read_text()))  # (N, T)
+        self.nothing = tokenizer("")[0]
+        self.end = tokenizer.end
+        self.vocab_size = len(tokenizer.bpe.get_vocab())
+        self.count = len(self.latents) - held_out  # of pictures to train on; the others are for validation
+        self.held_out = held_out
+
+    def batch(self, index: np.ndarray, generator: torch.Generator, dropped: float, device) -> tuple[Tensor, ...]:
+        """Latents, token ids, masks and regions of these pictures; `dropped` of them have no caption and no regions."""
+        rows = torch.from_numpy(index)
+        tokens, regions = self.tokens[rows], self.regions[rows]
+        gone = torch.rand(len(index), generator=generator) < dropped
+        tokens[gone], regions[gone] = self.nothing, NONE
+        masks = torch.from_numpy(self.masks[index]).to(device).float() / 255
+        return self.latents[rows].float().to(device), tokens.to(device), masks, regions.to(device)
+
+
+def train_unet(run: Path, size: Size, steps: int, lr: float, held_out: int, device, bf16: bool) -> None:
+    """Noise prediction and grounding. held_out: so many pictures, the last ones, are for validation.
+
+    Each timestep is drawn as often as min(SNR, 5) / SNR says, which is the weight of Hang et al. 2023.
+
+    The error that remains at a timestep goes roughly with sqrt(alphas_cumprod). The noisiest latents, on which the layout is
+    decided, have the smallest errors. Each error is divided by that root, so that they count as much as the others.
+    """
+    examples = Examples(run, held_out)
+    torch.manual_seed(0)
+    model = Denoiser(size, examples.vocab_size).to(device, memory_format=torch.channels_last)
+    a = Schedule().alphas_cumprod.to(device)
+    often = (5 * (1 - a) / a).clamp(max=1).cpu()
+
+    def look(index, generator, chances, dropped, mixed_from):
+        """Squared errors (B,), alphas_cumprod (B,), the maps and the batch. Pictures before `mixed_from` have unmixed text."""
+        z, tokens, masks, regions = batch = examples.batch(index, generator, dropped, device)
+        t = torch.multinomial(chances, len(z), replacement=True, generator=generator).to(device)
+        noise = torch.randn(z.shape, generator=generator).to(device)
+        a_t = a[t][:, None, None, None]
+        noisy = (a_t.sqrt() * z + (1 - a_t).sqrt() * noise).contiguous(memory_format=torch.channels_last)
+        keep = KeepMaps()
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            text = model.text_encoder(tokens[mixed_from:])
+            if mixed_from:
+                text = torch.cat([unmixed(model.text_encoder, tokens[:mixed_from]), text])
+            output = model.unet(noisy, t, text, keep)
+        return (output.float() - noise).square().mean((1, 2, 3)), a[t], keep.maps, batch
+
+    def loss_of(generator, rng):
+        index = rng.integers(0, examples.count, size.batch)
+        error, a_t, maps, (_, _, masks, regions) = look(index, generator, often, DROPPED, int(UNMIXED * size.batch))
+        token, pixel = grounding(maps, masks, regions, a_t.sqrt().clamp(min=LEAST))
+        strength = min(1, (training.step + 1) / RAMP)
+        return (error / a_t.sqrt()).mean() + strength * (TOKEN_WEIGHT * token + PIXEL_WEIGHT * pixel)
+
+    @torch.no_grad()
+    def validate():
+        """On the same 128 unseen pictures, noises and evenly drawn timesteps each time."""
+        first = len(examples.latents) - min(128, held_out)
+        generator = torch.Generator().manual_seed(1)
+        seen = []
+        for index in np.array_split(np.arange(first, len(examples.latents)), 4):
+            error, _, maps, (_, tokens, masks, regions) = look(index, generator, torch.ones(len(a)), 0.0, 0)
+            words = (tokens != examples.end).float()
+            words[:, 0] = 0
+            share = torch.stack([(m * words[:, None]).sum(-1).mean() for layers in maps.values() for m in layers]).mean()
+            terms = grounding(maps, masks, regions, torch.ones(len(index), device=device))
+            seen.append(torch.stack([error.mean(), share, *terms]))
+        mse, share, token, pixel = torch.stack(seen).mean(0).tolist()
+        return f"attention on words {share:.3f} token term {token:.4f} pixel term {pixel:.4f} validation mse {mse:.4f}"
+
+    training = Run(run / "unet.pt", model, lr, steps)
+    training.train(loss_of, validate)

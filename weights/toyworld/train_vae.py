@@ -1,0 +1,169 @@
+"""Trains the toy's VAE: pictures -> latents -> pictures. A stage of `make toy`; by itself it goes on from a trained model's VAE:
+
+    python -m weights.toyworld.train_vae --start weights/toy --run FOLDER            # FOLDER/pictures.npy must be there
+
+`make toy` begins with random weights. With `--start` the latents are kept near those of the VAE that it begins with, so that
+a UNet trained on them is still of use.
+"""
+
+import argparse
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minip2p import StableDiffusion
+from minip2p.errors import RequestError
+from minip2p.save import write_whole
+from minip2p.vae import VAE
+from weights.command import command
+from weights.toyworld.loop import Run
+from weights.toyworld.sizes import SIZES, Size
+
+BATCH = 8
+LR, LR_STARTED = 1e-3, 2.5e-4  # of random weights; of trained ones, which a higher rate would first make worse
+EDGES = 0.5  # weight of the errors' differences between neighbouring pixels: outlines and eyes are a pixel wide
+KL = 3e-4  # enough to keep the latents near a unit Gaussian, too little to blur the pictures
+ANCHOR = 0.05  # weight of the squared distance from the latents of the VAE that training begins with; less than a hundredth of their squares is left
+LOGGED = 64  # pictures on which the log measures; 200 would take a tenth of the time
+
+
+def held_out(count: int) -> int:
+    """So many of the pictures, the last ones, are for validation only."""
+    return min(1_000, count // 5)
+
+
+def made(file: Path, stage: str) -> Path:
+    """The file, if an earlier stage has made it."""
+    if not file.exists():
+        raise RequestError(f"{file} is not there: run the stage `{stage}` first")
+    return file
+
+
+def as_images(pictures: np.ndarray, device) -> Tensor:
+    """(B, 64, 64, 3) uint8 -> (B, 3, 64, 64) in [-1, 1]."""
+    images = torch.from_numpy(np.array(pictures)).to(device).permute(0, 3, 1, 2).float()
+    return (images / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+
+
+# ---------------------------------------------------------------- measures
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    """Mean over pictures (B, 3, H, W) in [-1, 1] of 10 log10(1 / mse), in dB, on the scale [0, 1]."""
+    mse = ((a.clamp(-1, 1) - b.clamp(-1, 1)) / 2).square().mean((1, 2, 3))
+    return (-10 * mse.log10()).mean().item()
+
+
+def difference(a: Tensor, b: Tensor) -> Tensor:
+    """The loss of pictures a (B, 3, H, W) that should be b: L1 + MSE + half of the L1 of the differences between neighbours."""
+    error = a - b
+    edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+    return error.abs().mean() + error.square().mean() + EDGES * edges
+
+
+def distance(z: Tensor, reference: Tensor) -> float:
+    """The squared difference of latents as a share of the reference's squares: 0 is the same, 0.02 is close."""
+    return ((z - reference).square().sum() / reference.square().sum()).item()
+
+
+# ---------------------------------------------------------------- training
+
+
+def train_vae(
+    run: Path, size: Size, steps: int, device, start: VAE | None = None, reference: VAE | None = None, batch: int = BATCH
+) -> VAE:
+    """A VAE that gives a picture back through 16 x 16 x 4 numbers. Its state is kept in vae.pt.
+
+    start: what it begins with; None is random weights. reference: a VAE near whose latents, by ANCHOR, the new ones are kept.
+    Once the pictures are encoded (latents.npy) the VAE stays as it is.
+    """
+    pictures = np.load(made(run / "pictures.npy", "pictures"), mmap_mode="r")
+    training_count = len(pictures) - held_out(len(pictures))
+    torch.manual_seed(0)
+    vae = (start or VAE(size.vae)).to(device, memory_format=torch.channels_last)
+    held = as_images(pictures[-min(LOGGED, held_out(len(pictures))) :], device)
+    with torch.no_grad():
+        known = reference and reference.encode(held)
+        standard = reference and psnr(reference.decode(known), held)
+
+    def loss_of(generator, rng):
+        images = as_images(pictures[rng.integers(0, training_count, batch)], device)
+        mean, log_variance = vae.posterior(images)
+        z = mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=generator).to(device)
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+        loss = difference(vae.decode(z), images) + KL * kl
+        if reference:
+            with torch.no_grad():
+                wanted = reference.encode(images)
+            loss = loss + ANCHOR * (mean - wanted).square().mean()
+        return loss
+
+    def validate():
+        z = vae.encode(held)
+        said = f"psnr {psnr(vae.decode(z), held):.2f} dB"
+        if reference:
+            said += f", reference {standard:.2f} dB, latents moved by {distance(z, known):.2%}"
+        return f"{said}, spread of latents {[round(s, 2) for s in z.std((0, 2, 3)).tolist()]}"
+
+    training = Run(run / "vae.pt", vae, LR_STARTED if start else LR, steps)
+    if not (run / "latents.npy").exists():
+        training.train(loss_of, validate)
+    vae.load_state_dict(training.ema)
+    return vae
+
+
+def train_decoder(run: Path, size: Size, steps: int, device) -> None:
+    """Latents in, their pictures out: the decoder alone, once the UNet has learned these latents."""
+    latents = torch.from_numpy(np.load(made(run / "latents.npy", "vae")))
+    pictures = np.load(run / "pictures.npy", mmap_mode="r")
+    vae = VAE(size.vae).to(device, memory_format=torch.channels_last)
+    vae.load_state_dict(torch.load(run / "vae.pt", map_location="cpu", weights_only=True)["ema"])
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+    held = as_images(pictures[-min(LOGGED, held_out(len(pictures))) :], device)
+
+    def decode(index: np.ndarray) -> Tensor:
+        return vae.decode(latents[torch.from_numpy(index)].float().to(device).contiguous(memory_format=torch.channels_last))
+
+    def loss_of(generator, rng):
+        index = rng.integers(0, len(pictures) - held_out(len(pictures)), BATCH)
+        return difference(decode(index), as_images(pictures[index], device))
+
+    def validate():
+        return f"psnr {psnr(decode(np.arange(len(pictures) - len(held), len(pictures))), held):.2f} dB"
+
+    training = Run(run / "decoder.pt", vae, 6e-4, steps)
+    training.train(loss_of, validate)
+
+
+@torch.no_grad()
+def encode_pictures(run: Path, vae: VAE, device) -> None:
+    """latents.npy (count, 4, 16, 16) float16, each the posterior's mean, not scaled."""
+    if (run / "latents.npy").exists():
+        return
+    pictures = np.load(run / "pictures.npy", mmap_mode="r")
+    latents = np.concatenate(
+        [vae.encode(as_images(pictures[i : i + 100], device)).half().cpu().numpy() for i in range(0, len(pictures), 100)]
+    )
+    write_whole(run / "latents.npy", lambda path: np.save(path, latents))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--start", type=Path, required=True, help="a model whose VAE is trained on")
+    parser.add_argument("--run", type=Path, required=True, help="where pictures.npy is and vae.pt is kept")
+    parser.add_argument("--steps", type=int, default=4_000)
+    parser.add_argument("--batch", type=int, default=BATCH)
+    args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    reference = StableDiffusion.load(args.start, device, "float32").vae
+    start = deepcopy(reference).requires_grad_(True)
+    train_vae(args.run, SIZES["small"], args.steps, device, start, reference, args.batch)
+    print(args.run / "vae.pt")
+
+
+if __name__ == "__main__":
+    command(main)
