@@ -131,14 +131,15 @@ columns = ["true noise: the push", "true against inverted noise", "inverted nois
 table(f"{len(true)} generated pictures, there and back: relative error of the latents", columns, rows)
 
 # %% [markdown]
-# The middle column grows: guidance does amplify the inversion's error. But the first column, which has no such error, is as
-# large. A perfect inversion would not return to the picture at guidance 7.5 either. Inverting at 7.5 as well (last row) is no
+# The middle column grows: guidance does amplify the inversion's error. But the first column, which has no such error, is
+# larger. A perfect inversion would not return to the picture at guidance 7.5 either. Inverting at 7.5 as well (last row) is no
 # way out: each step there amplifies the error of the step before.
 
 # %% [markdown]
 # ## An edit straight after the inversion
-# Each drawing's first object becomes another one, by the swap of lesson 3. At guidance 1 source and background are right.
-# With more guidance both are lost step by step: the edit is made on a picture that is no longer the given one.
+# Each drawing's first object becomes another one, by the swap of lesson 3. At guidance 1 source and background are kept best,
+# but new objects are weak, and not every edit succeeds. With more guidance the edits succeed on a picture that is no longer the
+# given one. The first drawing is lost even at guidance 1: there the inversion's own error is large.
 
 # %%
 rows, sheet = edits_after_ddim(sd, detect, drawn, STEPS, (1, 5, GUIDANCE))
@@ -148,9 +149,9 @@ show(grid(sheet[:4], (), labels, f"Swaps straight after DDIM inversion, {STEPS} 
 
 # %% [markdown]
 # ## Unusual pictures
-# Guidance pushes towards what the words usually look like. Four usual pictures have unusual twins of the same words: a black
-# cat, a house upside down, a huge ball, and a castle on a cat. At guidance 7.5 the house stands up, the ball shrinks and the
-# castle moves below the cat. These pictures are picked to be unusual.
+# Guidance pushes towards what the words usually look like. Four usual pictures have unusual twins, picked for this: a black cat,
+# a house upside down, a huge ball, and a castle on a cat. At guidance 7.5 the house stands up, the ball shrinks and the castle
+# moves below the cat. On average the twins lose more. The houses are the exception: the usual one grows, which costs as much.
 
 # %%
 rows, sheet = unusual(sd, STEPS, (1, GUIDANCE))
@@ -161,8 +162,7 @@ show(grid(sheet, (), labels, f"There and back, {STEPS} steps"), chosen, "04_unus
 
 # %% [markdown]
 # ## Exercises
-# 1. Invert the picture with words that do not fit, such as "a boat on the water", and sample with the same words. At which
-#    guidance does the picture suffer? Compare the PSNR with the first figure.
+# 1. Invert and sample the picture with words that do not fit, such as "a boat on the water". At which guidance does it suffer?
 # 2. In `to_noise`, repeat each step with eps at the latents just reached (a fixed-point iteration, Pan et al. 2023). The error
 #    at guidance 1 in the first table should fall. Does the error at 7.5 fall too?
 

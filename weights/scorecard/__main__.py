@@ -1,6 +1,6 @@
 """How good is the toy? Trials on fixed prompts and seeds, written as one page: make scorecard.
 
-    python -m weights.scorecard             # writes README.md and scorecard.json into weights/scorecard (about 15 minutes)
+    python -m weights.scorecard             # writes README.md and scorecard.json into weights/scorecard (about ten minutes)
     python -m weights.scorecard --quick     # a few trials of each kind, into out/scorecard/quick
 
 Everything runs on the CPU. Each trial's result is kept in out/scorecard.
@@ -19,7 +19,7 @@ from weights.scorecard.run import run
 from weights.toyworld.sizes import SIDE
 
 ROOT = Path(__file__).resolve().parents[2]
-FULL = {"prompt": 40, "maps": 200, "swap": 200, "reweight": 120, "inversion": 16, "truth": 10}
+FULL = {"prompt": 20, "maps": 100, "swap": 100, "reweight": 72, "inversion": 8, "truth": 10}
 QUICK = {"prompt": 2, "maps": 2, "swap": 2, "reweight": 6, "inversion": 1, "truth": 1}
 STEPS, QUICK_STEPS = 20, 5
 
