@@ -119,7 +119,7 @@ table("reconstruction, PSNR in dB against the VAE's picture", ["numbers", "netwo
 # C can be optimised in the same way, and the source comes back as well. But C is what an edit replaces. The target's prompt has
 # no tuned embedding, so with C tuned the edit's background is lost as with nothing tuned. The empty prompt is the same for both
 # prompts, so its embedding serves the target too. The last row carries the tuning over: tuned C + target - source. It keeps the
-# background, but in the figure the old object stays in parts: the tuned C has learned the picture, not only the words.
+# background, but fewer edits succeed, and old objects remain in the figure: the tuned C has learned the picture itself.
 
 # %%
 drawn = tasks(sd, len(chosen.seeds), chosen.seed)

@@ -90,7 +90,7 @@ def test_numbers_in_a_lesson_s_prose_were_printed_or_are_in_its_code(lesson):
     page = (PAGES / f"{lesson.split('_')[0]}.md").read_text()
     fenced = "\n".join(re.findall(r"^```(?:python|text)\n(.*?)^```", page, re.DOTALL | re.MULTILINE))
     known = set(re.findall(r"\d+(?:\.\d+)?", fenced)) | {f"{100 * float(n):g}" for n in re.findall(r"\b[01]\.\d+\b", fenced)}
-    prose = re.sub(r"^```.*?^```", "", page, flags=re.DOTALL | re.MULTILINE)
+    prose = re.sub(r"^```.*?^```", "", page.split("## Exercises")[0], flags=re.DOTALL | re.MULTILINE)
     prose = re.sub(r"^( {4}.*|#.*|!\[.*|.*make lesson.*)$", "", prose, flags=re.MULTILINE)  # formulas, headings, pictures
     prose = re.sub(r"`[^`]*`|\(?\b[A-Z][\w. &]+ (et al\. )?\d{4}\)?|arXiv:? ?\d+\.\d+", "", prose)  # code, citations
     quoted = re.findall(r"\d+\.\d+|\d+(?= ?%)|\d+(?= dB)", prose)
