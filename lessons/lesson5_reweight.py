@@ -148,9 +148,9 @@ relative = {word: [value / max(row[MEASURED.index(1)], 1e-3) for value in row] f
 show(curves(MEASURED, relative, "weight", "quantity, relative to weight 1", f"{SEEDS}, {STEPS} steps"), chosen, "05_quantities")
 
 # %% [markdown]
-# Weights below 1 take away what the word brings. Weights above 1 add less: clouds, stars and darkness still grow, snow and red
-# do not. So the toy bears out "more" for some words only. "red" hardly moves at all, because "house" and the tokens behind it
-# have read the word (lesson 3) and their columns keep their weight.
+# Weights below 1 take away what the word brings. Weights above 1 add less: clouds, stars and darkness still grow, flowers hardly,
+# snow and red do not. So the toy bears out "more" for some words only. "red" hardly moves at all. A likely reason is that
+# "house" and the tokens behind it have read the word (lesson 3), and their columns keep their weight.
 #
 # The next table averages over all words. Layout is the correlation of the edges with those at weight 1. It falls on both sides.
 # Confidence is the detector's score for house and tree, 0 for one that it does not find. It falls at 8, where "night" dissolves

@@ -110,12 +110,12 @@ show(grid(sheet, (), labels, f"The first drawings of the table, {STEPS} steps, g
 
 # %% [markdown]
 # All three methods bring the source back: direct inversion reaches the VAE's limit by construction. The edit's background is
-# kept best by null-text and negative-prompt. Direct inversion is close to DDIM there, because it leaves the target alone.
-# Null-text takes many times the network evaluations of the others.
+# kept best by negative-prompt and null-text. Direct inversion lies between these and DDIM, because it leaves the target alone,
+# but it is better than DDIM at least as often. Null-text takes many times the network evaluations of the others.
 #
 # ## Why the source prompt is enough
-# Guidance leads away from the pivot by (w - 1) (eps(C) - eps(N)), see lesson 7. So null-text can only succeed by moving eps(N)
-# towards eps(C). Negative-prompt inversion starts where this leads: it puts N = C. The next line says how far null-text came.
+# Guidance leads away from the pivot by (w - 1) (eps(C) - eps(N)), see lesson 7. So null-text brings the source back by moving
+# eps(N) towards eps(C). Negative-prompt inversion goes all the way: it puts N = C. The next line says how far null-text went.
 
 # %%
 shares = [remaining(sd, row["null-text"].inversion) for row in outcomes]

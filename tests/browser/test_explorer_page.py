@@ -11,7 +11,7 @@ from minip2p import Add, LocalBlend, Reweight, Swap, explore
 HOUSE = ["a red house on a road", "a red castle on a road"]
 NIGHT = ["a dog on the grass", "a dog on the grass at night"]
 CATS = ["a cat on the grass", "a dog on the grass", "a red cat on the grass", "a cat"]
-EVIL = ["a 🐱 on <script>document.title = 'bad'", "a \"dog\" & 🐕 on </script><img src=x onerror=\"document.title='bad'\">"]
+EVIL = ["a 🐱 <script>name=1", 'a "& </script><script>name=1']  # within the toy's context of 32 tokens
 STEPS, QUIET = 10, {"progress": False}
 
 
@@ -389,9 +389,11 @@ def test_prompts_are_shown_and_never_run(browser, pages):
     file = pages("evil")[2]
     browser.open(file)
     assert browser.run("return document.title") == " → ".join(EVIL)
+    assert browser.run("return window.name") != "1", "a script in a prompt was run"
     assert browser.run("return document.querySelectorAll('#rows script, #rows img, #say img').length") == 0
+    assert "🐱" in browser.texts(".line .label")
     labels = browser.texts(".line.target .label")
-    assert "🐕" in labels and "".join(labels).replace(" ", "").startswith('a"dog"&🐕on</script><imgsrc')
+    assert "".join(labels).replace(" ", "").startswith('a"&</script><script>')
 
 
 def test_in_a_notebook_s_frame(browser, pages, toy, tmp_path):
