@@ -124,8 +124,8 @@ print(f"'castle' inside the window, source's map and edited map: largest differe
 
 # %% [markdown]
 # ## Six phrases
-# A place, a colour, two styles, a time and small objects, each added alone to the same source. Prompt and seeds were fixed
-# before any picture was seen. The upper row of each pair has no control.
+# A place, a colour, two styles, a time and small objects, each added alone to the same source. No seed is picked; "at night"
+# was moved to the front so that tokens change their positions. The upper row of each pair has no control.
 
 # %%
 PHRASES = {

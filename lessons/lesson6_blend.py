@@ -2,7 +2,8 @@
 
 You will see a red house become blue. Without a mask the tree beside it changes too, with a mask from the maps the tree stays.
 You make the mask by hand, compare it with the library's, change its threshold, and see what inpainting does in a drawn mask.
-At the end three edits and a blend act at once. About 35 seconds on two CPU cores.
+At the end three edits and a blend act at once. The prompt was picked because its swap recolours the tree; the seeds were not.
+About 35 seconds on two CPU cores.
 
     make lesson6            with other settings: make lesson6 SEED=7 STEPS=50 SEEDS=8
 """

@@ -15,6 +15,7 @@ from torch import Tensor
 from minip2p.attention import AttentionEdit, Site, finest_low_resolution
 from minip2p.checks import brief, check_edit_prompts, is_number, word_positions
 from minip2p.errors import RequestError
+from minip2p.images import to_8_bits
 from minip2p.tokenizer import CLIPTokenizer
 
 
@@ -127,7 +128,7 @@ def token_table(tokenizer: CLIPTokenizer, prompts: Sequence[str], words: str | S
 
 def read_mask(mask) -> Tensor:
     """A picture, array or tensor (height, width), from 0 to 1 or to 255, -> (1, 1, height, width) of 0 and 1."""
-    grey = mask.convert("L") if isinstance(mask, Image.Image) else mask.detach().cpu() if isinstance(mask, Tensor) else mask
+    grey = to_8_bits(mask).convert("L") if isinstance(mask, Image.Image) else mask.detach().cpu() if isinstance(mask, Tensor) else mask
     try:
         array = np.asarray(grey, dtype=np.float32)
     except (TypeError, ValueError):

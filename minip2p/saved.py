@@ -6,6 +6,7 @@ prompt or setting.
 
 import json
 import math
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -103,7 +104,7 @@ class SavedRun:
     @classmethod
     def load(cls, path: str | Path):
         """Reads what `save` wrote, onto the CPU. RequestError, one line, for any other file."""
-        path, kind = Path(path).expanduser(), cls.__name__.lower()
+        path, kind = Path(os.path.expanduser(path)), cls.__name__.lower()
         fix = f"give a file that `minip2p {cls.command}` wrote"
         try:
             with torch.inference_mode(False), safe_open(path, framework="pt") as file:
