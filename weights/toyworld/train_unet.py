@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minip2p.scheduler import Schedule
 from minip2p.save import write_whole
+from minip2p.scheduler import Schedule
 from minip2p.tokenizer import CLIPTokenizer
 from weights.toyworld import vocabulary
 from weights.toyworld.grounding import NONE, PIXEL_WEIGHT, TOKEN_WEIGHT, KeepMaps, grounding, unmixed
