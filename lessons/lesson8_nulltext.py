@@ -131,9 +131,9 @@ show(grid(sheet, (), ["drawing", *outcomes], f"The edits, by what is tuned; {STE
 
 # %% [markdown]
 # ## Every edit, on the picture
-# Only the unconditional side has changed, so the edits of lessons 3 to 6 work as they are. Guidance is 5 here and in lesson 9.
-# The tuned embedding predicts nearly what the source prompt predicts (lesson 9), so guidance pushes new words above all, and
-# 7.5 overshoots: compare the last row. After DDIM alone (second row) the edits are made on another picture.
+# Only the unconditional side has changed, so the edits of lessons 3 to 6 work as they are. Guidance is 5 here and in lesson 9: the
+# tuned embedding predicts nearly what the source prompt predicts (lesson 9), so guidance pushes new words above all. The night is
+# too dark already at 5, and "cloudy" at -2 draws snowflakes: this picture bears less than lesson 5's weights. 7.5 is worse (last row).
 
 # %%
 words, dog, night = sd.tokenizer, [PROMPT, PROMPT.replace("cat", "dog")], [PROMPT, f"{PROMPT} at night"]
