@@ -48,6 +48,8 @@ def test_other_precisions_make_the_same_pictures(toy, device, dtype, seeds, leas
     """By the median picture, because in some pictures bfloat16's rounding changes a detail."""
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("there is no CUDA device")
+    if (device, dtype, what) == ("cpu", "bfloat16", "every edit, recorded"):
+        pytest.skip("CPUs without bfloat16 instructions need minutes for it")
     other = StableDiffusion.load(TOY, device, dtype)
     alike = psnr(pictures(other, what, seeds), pictures(toy, what, seeds))
     assert alike.median() > least and alike.min() > least - 15, alike
