@@ -15,6 +15,7 @@ from torch import Tensor
 from lessons.common import Settings, percent
 from minip2p import Recording, Result, StableDiffusion
 from minip2p.compose import Chain
+from weights.scorecard.measures import overlap
 from weights.toyworld import judge
 from weights.toyworld.judge import Verdict
 
@@ -76,13 +77,7 @@ def swapped(seen: Verdict, old: str, new: str) -> bool:
 
 def box_overlap(a: Verdict, b: Verdict, noun_a: str, noun_b: str | None = None) -> float:
     """Intersection over union of an object's box in two pictures; 0 if one of them does not show it."""
-    first, second = a.find(noun_a), b.find(noun_b or noun_a)
-    if first is None or second is None:
-        return 0.0
-    width, height = (min(first.box[i + 2], second.box[i + 2]) - max(first.box[i], second.box[i]) for i in (0, 1))
-    shared = max(0.0, width) * max(0.0, height)
-    areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (first.box, second.box)]
-    return shared / (sum(areas) - shared)
+    return overlap(a.find(noun_a), b.find(noun_b or noun_a))
 
 
 def mean(values: Sequence[float | None]) -> float | None:
