@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from numbers import Integral, Real
 
 import torch
@@ -21,8 +21,10 @@ def plain_torch(device: torch.device):
     """
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
+    has_autocast = torch.amp.is_autocast_available(device.type)
+    off = torch.autocast(device.type, torch.bfloat16, enabled=False) if has_autocast else nullcontext()
     try:
-        with torch.inference_mode(False), torch.autocast(device.type, torch.bfloat16, enabled=False), torch.no_grad():
+        with torch.inference_mode(False), off, torch.no_grad():
             yield
     finally:
         torch.set_default_dtype(default)

@@ -16,16 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minip2p.attention import AttentionEdit, Site
-from minip2p.clip import TextEncoder
 from minip2p.tokenizer import CLIPTokenizer
 from weights.toyworld.picture import Rendered
 from weights.toyworld.scene import COLOURS, Scene
 
 SIDES = (16, 8)  # of the cross-attention maps that are taught; those of 4 x 4 are too coarse
 # What a token of a prompt can name, and how much of a pixel's attention a word should have there. Colours have the masks of their
-# things. Less for the words that are re-weighted: the weight 4 of a word that has all the attention would drown the rest.
-SHARES = {"first thing": 0.75, "second thing": 0.75, "ground": 0.75, "sky": 0.25, "cloudy": 0.25, "snowy": 0.25,
-          "with flowers": 0.25, "starry": 0.25, "first colour": 0.2, "second colour": 0.2}  # fmt: skip
+# things. Little for the words that are re-weighted: the weight 4 of a word with a large share would drown the rest.
+SHARES = {"first thing": 0.8, "second thing": 0.8, "ground": 0.8, "sky": 0.12, "cloudy": 0.12, "snowy": 0.12,
+          "with flowers": 0.12, "starry": 0.12, "first colour": 0.1, "second colour": 0.1}  # fmt: skip
 REGIONS = tuple(SHARES)
 WORDS = {"cloudy": "cloudy", "snowy": "snowy", "flowers": "with flowers", "starry": "starry", "night": "sky"}
 NONE = -1  # the region of a token that names no place in the picture
@@ -120,14 +119,3 @@ def grounding(maps: dict[int, list[Tensor]], masks: Tensor, regions: Tensor, cer
     token, pixel = torch.stack(terms).mean(0)
     return token, pixel
 
-
-def unmixed(text_encoder: TextEncoder, tokens: Tensor) -> Tensor:
-    """(B, T) -> (B, T, D): the text embedding if each token attended to itself alone, so that a word says only what it says.
-
-    The attention of a token to itself alone is its value.
-    """
-    x = text_encoder.embeddings.token_embedding(tokens) + text_encoder.embeddings.position_embedding.weight[: tokens.shape[1]]
-    for layer in text_encoder.encoder.layers:
-        x = x + layer.self_attn.out_proj(layer.self_attn.v_proj(layer.layer_norm1(x)))
-        x = x + layer.mlp.fc2(layer.activation(layer.mlp.fc1(layer.layer_norm2(x))))
-    return text_encoder.final_layer_norm(x)

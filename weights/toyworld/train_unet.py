@@ -14,13 +14,11 @@ from minip2p.save import write_whole
 from minip2p.scheduler import Schedule
 from minip2p.tokenizer import CLIPTokenizer
 from weights.toyworld import vocabulary
-from weights.toyworld.grounding import NONE, PIXEL_WEIGHT, TOKEN_WEIGHT, KeepMaps, grounding, unmixed
+from weights.toyworld.grounding import NONE, PIXEL_WEIGHT, TOKEN_WEIGHT, KeepMaps, grounding
 from weights.toyworld.loop import Run
 from weights.toyworld.sizes import Denoiser, Size
 
 DROPPED = 0.1  # the share of pictures whose caption is left out, for classifier-free guidance
-RAMP = 400  # steps over which the grounding terms grow to their weights: the shipped maps had been nearly uniform
-UNMIXED = 1 / 8  # the share of pictures whose text is unmixed (grounding.py). More of it: a word of weight 0 is gone
 LEAST = 0.3  # the weight of the grounding terms where the noise hides the layout
 
 
@@ -72,8 +70,8 @@ def train_unet(run: Path, size: Size, steps: int, lr: float, held_out: int, devi
     a = Schedule().alphas_cumprod.to(device)
     often = (5 * (1 - a) / a).clamp(max=1).cpu()
 
-    def look(index, generator, chances, dropped, mixed_from):
-        """Squared errors (B,), alphas_cumprod (B,), the maps and the batch. Pictures before `mixed_from` have unmixed text."""
+    def look(index, generator, chances, dropped):
+        """Squared errors (B,), alphas_cumprod (B,), the maps and the batch."""
         z, tokens, masks, regions = batch = examples.batch(index, generator, dropped, device)
         t = torch.multinomial(chances, len(z), replacement=True, generator=generator).to(device)
         noise = torch.randn(z.shape, generator=generator).to(device)
@@ -81,18 +79,14 @@ def train_unet(run: Path, size: Size, steps: int, lr: float, held_out: int, devi
         noisy = (a_t.sqrt() * z + (1 - a_t).sqrt() * noise).contiguous(memory_format=torch.channels_last)
         keep = KeepMaps()
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            text = model.text_encoder(tokens[mixed_from:])
-            if mixed_from:
-                text = torch.cat([unmixed(model.text_encoder, tokens[:mixed_from]), text])
-            output = model.unet(noisy, t, text, keep)
+            output = model.unet(noisy, t, model.text_encoder(tokens), keep)
         return (output.float() - noise).square().mean((1, 2, 3)), a[t], keep.maps, batch
 
     def loss_of(generator, rng):
         index = rng.integers(0, examples.count, size.batch)
-        error, a_t, maps, (_, _, masks, regions) = look(index, generator, often, DROPPED, int(UNMIXED * size.batch))
+        error, a_t, maps, (_, _, masks, regions) = look(index, generator, often, DROPPED)
         token, pixel = grounding(maps, masks, regions, a_t.sqrt().clamp(min=LEAST))
-        strength = min(1, (training.step + 1) / RAMP)
-        return (error / a_t.sqrt()).mean() + strength * (TOKEN_WEIGHT * token + PIXEL_WEIGHT * pixel)
+        return (error / a_t.sqrt()).mean() + TOKEN_WEIGHT * token + PIXEL_WEIGHT * pixel
 
     @torch.no_grad()
     def validate():
@@ -101,7 +95,7 @@ def train_unet(run: Path, size: Size, steps: int, lr: float, held_out: int, devi
         generator = torch.Generator().manual_seed(1)
         seen = []
         for index in np.array_split(np.arange(first, len(examples.latents)), 4):
-            error, _, maps, (_, tokens, masks, regions) = look(index, generator, torch.ones(len(a)), 0.0, 0)
+            error, _, maps, (_, tokens, masks, regions) = look(index, generator, torch.ones(len(a)), 0.0)
             words = (tokens != examples.end).float()
             words[:, 0] = 0
             share = torch.stack([(m * words[:, None]).sum(-1).mean() for layers in maps.values() for m in layers]).mean()
