@@ -16,7 +16,7 @@ import minip2p
 from lessons.common import finish, load, settings, show, table
 from lessons.measure import detector
 from lessons.measure_edits import difference_picture, local_survey, mask_picture, record_seeds
-from minip2p.attention import finest_low_resolution
+from minip2p.attention_store import finest_low_resolution
 from minip2p.figures import grid, mask_growth
 
 chosen = settings("lesson6")

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from minip2p.edit_options import is_swap
-from minip2p.edits import CROSS_REPLACE_STEPS, SELF_REPLACE_STEPS, Add, Edit, Reweight, Swap
+from minip2p.edits import CROSS, SELF, Add, Edit, Reweight, Swap
 from minip2p.errors import PromptError, RequestError
 from minip2p.figures import explain, word_maps
 from minip2p.figures.explorer import explore
@@ -296,7 +296,7 @@ def add_edit(added: argparse.ArgumentParser, targets: str) -> None:
     added.add_argument(
         "--reweight", action="append", default=[], metavar="WORD=NUMBER", help="multiply a word's maps; repeatable"
     )
-    for name, default, maps in (("cross", CROSS_REPLACE_STEPS, "word maps"), ("self", SELF_REPLACE_STEPS, "self-attention")):
+    for name, default, maps in (("cross", CROSS, "word maps"), ("self", SELF, "self-attention")):
         added.add_argument(
             f"--{name}-replace-steps", type=float, default=default, metavar="SHARE",
             help=f"the share of the steps with the source's {maps} (default: {default})",

@@ -39,8 +39,8 @@ def longest_common_subsequence(source: list, target: list) -> list[int]:
 def refinement_mapper(tokenizer: CLIPTokenizer, source: str, target: str) -> tuple[Tensor, Tensor]:
     """(mapper, has_source) in which tokens that both prompts share take the source's maps; new tokens keep their own."""
     partners = align_tokens(tokenizer, source, target)
-    pairs = [([i], [j]) for j, i in enumerate(partners) if i >= 0]
-    return make_mapper(pairs, partners[-1], len(partners) - 1, tokenizer.context)
+    shared = [([i], [j]) for j, i in enumerate(partners) if i >= 0]
+    return make_mapper(shared, partners[-1], len(partners) - 1, tokenizer.context)
 
 
 def align_tokens(tokenizer: CLIPTokenizer, source: str, target: str) -> list[int]:
@@ -55,13 +55,10 @@ def align_tokens(tokenizer: CLIPTokenizer, source: str, target: str) -> list[int
 
 def replacement_mapper(tokenizer: CLIPTokenizer, source: str, target: str) -> tuple[Tensor, Tensor]:
     """(mapper, has_source) in which a swapped word takes the maps of the word that it replaces."""
-    source_words, target_words = tokenizer.words(source), tokenizer.words(target)
-    pairs = [
-        (source_words[i][1], target_words[j][1])
-        for i, j in pair_words([word for word, _ in source_words], [word for word, _ in target_words])
-    ]
-    source_end, target_end = (1 + sum(len(positions) for _, positions in words) for words in (source_words, target_words))
-    return make_mapper([([0], [0]), *pairs, ([source_end], [target_end])], source_end, target_end, tokenizer.context)
+    old, new = tokenizer.words(source), tokenizer.words(target)  # (word, token positions)
+    pairs = pair_words([word for word, _ in old], [word for word, _ in new])
+    ends = (1 + sum(len(positions) for _, positions in words) for words in (old, new))
+    return make_mapper([(old[i][1], new[j][1]) for i, j in pairs], *ends, tokenizer.context)
 
 
 def pair_words(source: list[str], target: list[str]) -> list[tuple[int, int]]:
@@ -72,8 +69,7 @@ def pair_words(source: list[str], target: list[str]) -> list[tuple[int, int]]:
     pair are paired word by word. PromptError if no word is swapped, or if it is ambiguous which.
     """
     partners = longest_common_subsequence(source, target)
-    pairs, ambiguous, swaps = [], None, 0
-    i = j = 0
+    pairs, ambiguous, swaps, i, j = [], None, 0, 0, 0
     for stop_j, stop_i in [(j, i) for j, i in enumerate(partners) if i >= 0] + [(len(target), len(source))]:
         old, new = range(i, stop_i), range(j, stop_j)
         if len(old) == len(new):
@@ -97,14 +93,14 @@ def pair_words(source: list[str], target: list[str]) -> list[tuple[int, int]]:
 
 
 def make_mapper(pairs: list[tuple[list[int], list[int]]], source_end: int, target_end: int, T: int) -> tuple[Tensor, Tensor]:
-    """(mapper, has_source) from pairs of token positions (source, target) up to the end tokens.
+    """(mapper, has_source) from pairs of token positions (source, target); the start and end tokens are paired as well.
 
-    Tokens are paired one to one where their counts agree; otherwise every target token of a word takes an equal share of all
-    its source tokens. Padding takes the padding of the same index, as in the authors' release. Where the source has a word or
-    its end token at that index, padding takes the source's first padding.
+    A word's tokens are paired one to one where their counts agree; otherwise each takes an equal share of all source tokens of its
+    word. Padding takes the padding of the same index, as in the authors' release, or the source's first padding if the source has
+    a word or its end token at that index.
     """
     mapper = torch.zeros(T, T, dtype=torch.float32, device="cpu")
-    for old, new in pairs:
+    for old, new in [([0], [0]), *pairs, ([source_end], [target_end])]:
         if len(old) == len(new):
             mapper[old, new] = 1.0
         else:

@@ -77,8 +77,7 @@ class Attention(nn.Module):
         return Site(self.name, kind, self.name.split("_")[0], height, width, low_resolution)
 
     def split_heads(self, x: Tensor) -> Tensor:  # (B, N, C) -> (B, H, N, C / H)
-        B, N, C = x.shape
-        return x.view(B, N, self.heads, C // self.heads).transpose(1, 2)
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def forward(self, x: Tensor, context: Tensor, site: Site, edit: AttentionEdit | None = None, n_uncond: int = 0) -> Tensor:
         """x (B, P, C), context (B, T, D) -> (B, P, C). `edit` never receives the maps of the first `n_uncond` rows."""
@@ -96,13 +95,3 @@ class Attention(nn.Module):
             out = attn.to(v.dtype) @ v[n:]
             out = torch.cat([F.scaled_dot_product_attention(q[:n], k[:n], v[:n]), out]) if n else out
         return self.to_out[0](out.transpose(1, 2).flatten(2))
-
-
-def finest_low_resolution(sites: Sequence[Site]) -> list[Site]:
-    """The cross-attention layers that word maps, local blend and figures read: the low-resolution ones of the largest size.
-
-    In Stable Diffusion these are five layers of 16 x 16 at 512 x 512 (as in the authors' release) and of 24 x 24 at 768 x 768.
-    """
-    low = [site for site in sites if site.kind == "cross" and site.low_resolution]
-    largest = max(site.height * site.width for site in low)
-    return [site for site in low if site.height * site.width == largest]

@@ -1,11 +1,12 @@
 """Keeping attention maps during a run, and reading afterwards which pixels attended to which word."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from minip2p.attention import AttentionEdit, Site, finest_low_resolution
+from minip2p.attention import AttentionEdit, Site
 from minip2p.checks import is_whole
 from minip2p.errors import RequestError
 from minip2p.tokenizer import CLIPTokenizer
@@ -37,6 +38,16 @@ class AttentionStore(AttentionEdit):
             self.maps[site] = torch.empty((self.steps, *kept.shape), dtype=torch.float16, device=attn.device)
         self.maps[site][self.step] = kept
         return attn
+
+
+def finest_low_resolution(sites: Sequence[Site]) -> list[Site]:
+    """The cross-attention layers that word maps, local blend and figures read: the low-resolution ones of the largest size.
+
+    In Stable Diffusion these are five layers of 16 x 16 at 512 x 512 (as in the authors' release) and of 24 x 24 at 768 x 768.
+    """
+    low = [site for site in sites if site.kind == "cross" and site.low_resolution]
+    largest = max(site.height * site.width for site in low)
+    return [site for site in low if site.height * site.width == largest]
 
 
 @dataclass(frozen=True, repr=False)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from minip2p.align import longest_common_subsequence, pair_words
-from minip2p.checks import brief, check_window, is_number, word_positions
+from minip2p.checks import brief, check_edit_prompts, check_window, is_number, word_positions
 from minip2p.errors import PromptError, RequestError
+from minip2p.local_blend import LocalBlend
 from minip2p.tokenizer import CLIPTokenizer
 
 
@@ -44,25 +45,45 @@ def weight_positions(
             yield row, positions, float(weight)
 
 
-def check_instance(value, kind: type, name: str, fix: str):
-    """The value; RequestError unless it is of this kind."""
-    if not isinstance(value, kind):
-        raise RequestError(f"{name} is {brief(value)}: give {fix}, or leave it out")
-    return value
+def checked_options(
+    tokenizer: CLIPTokenizer, prompts: tuple[str, ...], cross_replace_steps, self_replace_steps, blend, has_base: bool = False
+) -> dict:
+    """Windows and blend as an `Edit` has them. RequestError or PromptError for one that cannot be used.
+
+    has_base: a window that is None is left out, so that the base edit's stays.
+    """
+    options = {}
+    if not (has_base and cross_replace_steps is None):
+        options["cross_replace"] = cross_windows(tokenizer, prompts[1:], cross_replace_steps)
+    if not (has_base and self_replace_steps is None):
+        options["self_replace"] = check_window(self_replace_steps, "self_replace_steps")
+    if blend is not None:
+        if not isinstance(blend, LocalBlend):
+            raise RequestError(f"blend is {brief(blend)}: give LocalBlend(tokenizer, prompts, words), or leave it out")
+        options["blend"] = check_same_prompts(blend, "local blend", prompts)
+    return options
 
 
-def check_same_prompts(edit, name: str, prompts: tuple[str, ...]) -> None:
-    """PromptError unless the edit was made for these prompts."""
+def check_base(base, kind: type, tokenizer: CLIPTokenizer, prompts: list[str]):
+    """The edit to re-weight; RequestError unless it is of this kind, PromptError if it was made for other prompts."""
+    if not isinstance(base, kind):
+        raise RequestError(f"base is {brief(base)}: give the Swap or Add to re-weight, or leave it out")
+    return check_same_prompts(base, "base edit", check_edit_prompts(tokenizer, prompts))
+
+
+def check_same_prompts(edit, name: str, prompts: tuple[str, ...]):
+    """The edit; PromptError unless it was made for these prompts."""
     if edit.prompts != prompts:
         raise PromptError(f"the {name} is of {list(edit.prompts)}, not of {list(prompts)}: give both the same prompts")
+    return edit
 
 
-def check_changed(prompts: tuple[str, ...]) -> None:
-    """PromptError if a target is the source prompt, so that there is nothing to swap or add."""
-    if prompts[0] in prompts[1:]:
-        raise PromptError(
-            f"a target is the source prompt {prompts[0]!r}: change a word, or give a word another weight (Reweight)"
-        )
+def check_changed(tokenizer: CLIPTokenizer, prompts: list[str]) -> tuple[str, ...]:
+    """The prompts; PromptError if a target is the source prompt, so that there is nothing to swap or add."""
+    source, *targets = prompts = check_edit_prompts(tokenizer, prompts)
+    if source in targets:
+        raise PromptError(f"a target is the source prompt {source!r}: change a word, or give a word another weight (Reweight)")
+    return prompts
 
 
 def is_swap(tokenizer: CLIPTokenizer, source: str, target: str) -> bool:

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from minip2p.align import refinement_mapper, replacement_mapper
 from minip2p.attention import AttentionEdit, Site
-from minip2p.checks import check_edit_prompts, check_window
-from minip2p.edit_options import check_changed, check_instance, check_same_prompts, cross_windows, weight_positions
+from minip2p.checks import check_edit_prompts
+from minip2p.edit_options import check_base, check_changed, checked_options, weight_positions
 from minip2p.local_blend import LocalBlend
 from minip2p.tokenizer import CLIPTokenizer
 
-CROSS_REPLACE_STEPS, SELF_REPLACE_STEPS = 0.8, 0.4  # the authors' values for swapping a word
+CROSS, SELF = 0.8, 0.4  # the windows that the authors use to swap a word
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,11 +75,7 @@ class Edit(AttentionEdit):
 
 
 def Swap(
-    tokenizer: CLIPTokenizer,
-    prompts: list[str],
-    cross_replace_steps=CROSS_REPLACE_STEPS,
-    self_replace_steps=SELF_REPLACE_STEPS,
-    blend: LocalBlend | None = None,
+    tokenizer: CLIPTokenizer, prompts: list[str], cross_replace_steps=CROSS, self_replace_steps=SELF, blend: LocalBlend | None = None
 ) -> Edit:
     """Replaces words: a new word takes the maps, and so the place, of the word that it replaces (section 3.2, "word swap").
 
@@ -87,67 +83,39 @@ def Swap(
     which. A window is a number b for the first b of the steps or a pair [b0, b1); for cross-attention also a dict
     {word of a target, or "default_": number or pair}.
     """
-    check_changed(check_edit_prompts(tokenizer, prompts))
-    return _edit(tokenizer, prompts, replacement_mapper, cross_replace_steps, self_replace_steps, blend)
+    return _edit(tokenizer, check_changed(tokenizer, prompts), replacement_mapper, cross_replace_steps, self_replace_steps, blend)
 
 
 def Add(
-    tokenizer: CLIPTokenizer,
-    prompts: list[str],
-    cross_replace_steps=CROSS_REPLACE_STEPS,
-    self_replace_steps=SELF_REPLACE_STEPS,
-    blend: LocalBlend | None = None,
+    tokenizer: CLIPTokenizer, prompts: list[str], cross_replace_steps=CROSS, self_replace_steps=SELF, blend: LocalBlend | None = None
 ) -> Edit:
     """Adds a phrase: tokens that both prompts share take the source's maps, new tokens keep their own ("prompt refinement").
 
     Tokens that the target drops lose their columns. Windows as in `Swap`.
     """
-    check_changed(check_edit_prompts(tokenizer, prompts))
-    return _edit(tokenizer, prompts, refinement_mapper, cross_replace_steps, self_replace_steps, blend)
+    return _edit(tokenizer, check_changed(tokenizer, prompts), refinement_mapper, cross_replace_steps, self_replace_steps, blend)
 
 
 def Reweight(
-    tokenizer: CLIPTokenizer,
-    prompts: list[str],
-    weights: dict[str, float],
-    base: Edit | None = None,
-    cross_replace_steps=None,
-    self_replace_steps=None,
-    blend: LocalBlend | None = None,
-) -> Edit:
+    tokenizer: CLIPTokenizer, prompts: list[str], weights: dict[str, float], base: Edit | None = None,
+    cross_replace_steps=None, self_replace_steps=None, blend: LocalBlend | None = None,
+) -> Edit:  # fmt: skip
     """Multiplies words' maps by numbers inside the cross window ("attention re-weighting"; published examples: -2 to 10).
 
     base: a Swap or an Add of the same prompts to re-weight on top of; without it, an Add. Windows and blend that are not
     given are those of the base. The target may be the source prompt.
     """
-    if base is None:
-        base = _edit(tokenizer, prompts, refinement_mapper, CROSS_REPLACE_STEPS, SELF_REPLACE_STEPS, None)
-    edit = check_instance(base, Edit, "base", "the Swap or Add to re-weight")
-    check_same_prompts(edit, "base edit", check_edit_prompts(tokenizer, prompts))
-    equalizer = edit.equalizer.clone()
-    for row, positions, weight in weight_positions(tokenizer, edit.prompts[1:], weights):
+    base = _edit(tokenizer, prompts, refinement_mapper) if base is None else check_base(base, Edit, tokenizer, prompts)
+    equalizer = base.equalizer.clone()
+    for row, positions, weight in weight_positions(tokenizer, base.prompts[1:], weights):
         equalizer[row, positions] = weight
-    changed = {"equalizer": equalizer}
-    if cross_replace_steps is not None:
-        changed["cross_replace"] = cross_windows(tokenizer, edit.prompts[1:], cross_replace_steps)
-    if self_replace_steps is not None:
-        changed["self_replace"] = check_window(self_replace_steps, "self_replace_steps")
-    if blend is not None:
-        changed["blend"] = _check_blend(blend, edit.prompts)
-    return replace(edit, **changed)
+    options = checked_options(tokenizer, base.prompts, cross_replace_steps, self_replace_steps, blend, has_base=True)
+    return replace(base, equalizer=equalizer, **options)
 
 
-def _edit(tokenizer: CLIPTokenizer, prompts: list[str], mapper_of, cross_replace_steps, self_replace_steps, blend) -> Edit:
+def _edit(tokenizer, prompts, mapper_of, cross_replace_steps=CROSS, self_replace_steps=SELF, blend=None) -> Edit:
+    """The edit of `prompts`, each target aligned with the source by `mapper_of`; all weights are 1."""
     prompts = check_edit_prompts(tokenizer, prompts)
+    options = checked_options(tokenizer, prompts, cross_replace_steps, self_replace_steps, blend)
     mapper, has_source = map(torch.stack, zip(*(mapper_of(tokenizer, prompts[0], target) for target in prompts[1:])))
-    cross_replace = cross_windows(tokenizer, prompts[1:], cross_replace_steps)
-    self_replace = check_window(self_replace_steps, "self_replace_steps")
-    blend = _check_blend(blend, prompts)
-    return Edit(prompts, mapper, has_source, torch.ones_like(has_source), cross_replace, self_replace, blend)
-
-
-def _check_blend(blend: LocalBlend | None, prompts: tuple[str, ...]) -> LocalBlend | None:
-    if blend is not None:
-        check_instance(blend, LocalBlend, "blend", "LocalBlend(tokenizer, prompts, words)")
-        check_same_prompts(blend, "local blend", prompts)
-    return blend
+    return Edit(prompts, mapper, has_source, torch.ones_like(has_source), **options)

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from minip2p.attention import AttentionEdit, Site, finest_low_resolution
+from minip2p.attention import AttentionEdit, Site
+from minip2p.attention_store import finest_low_resolution
 from minip2p.checks import brief, check_edit_prompts, is_number, word_positions
 from minip2p.errors import RequestError
 from minip2p.images import to_8_bits

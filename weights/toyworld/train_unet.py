@@ -72,7 +72,7 @@ def train_unet(run: Path, size: Size, steps: int, lr: float, held_out: int, devi
 
     def look(index, generator, chances, dropped):
         """Squared errors (B,), alphas_cumprod (B,), the maps and the batch."""
-        z, tokens, masks, regions = batch = examples.batch(index, generator, dropped, device)
+        z, tokens, _, _ = batch = examples.batch(index, generator, dropped, device)
         t = torch.multinomial(chances, len(z), replacement=True, generator=generator).to(device)
         noise = torch.randn(z.shape, generator=generator).to(device)
         a_t = a[t][:, None, None, None]
