@@ -20,7 +20,7 @@ lesson%: $(RUNTIME)
 	$(PYTHON) -m lessons.$(filter lesson$*_%,$(LESSONS))
 
 test: $(TESTING) ## run all tests
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 weights: $(RUNTIME) ## fetch Stable Diffusion into weights/ (MODEL=1.5, 1.4 or bk-sdm-tiny)
 	$(PYTHON) -m weights.fetch $(MODEL)

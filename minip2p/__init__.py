@@ -6,8 +6,9 @@ from minip2p.errors import CheckpointError, PromptError, RequestError
 from minip2p.figures.explorer import explore
 from minip2p.inversion import Inversion, invert
 from minip2p.local_blend import LocalBlend
-from minip2p.pipeline import Result, StableDiffusion
+from minip2p.pipeline import StableDiffusion
 from minip2p.recording import Recording
+from minip2p.result import Result
 
 __all__ = [
     "Add", "AttentionEdit", "CheckpointError", "Edit", "Inversion", "LocalBlend", "PromptError", "Recording", "RequestError",

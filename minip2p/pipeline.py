@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -21,41 +20,14 @@ from minip2p.compose import as_edit, chain
 from minip2p.devices import advice, pick_device, pick_dtype
 from minip2p.errors import RequestError
 from minip2p.recording import Recording, map_bytes
-from minip2p.saved import SavedRun, fingerprint
+from minip2p.result import Result
+from minip2p.saved import SavedRun, fingerprint, given_run
 from minip2p.scheduler import Schedule, ddim_step, pred_x0
 from minip2p.tokenizer import CLIPTokenizer
 from minip2p.unet import UNet
 from minip2p.vae import VAE
 
 STEPS, GUIDANCE = 50, 7.5
-
-
-@dataclass(frozen=True, repr=False)
-class Result:
-    """What `generate` returns. B is the number of prompts."""
-
-    images: list[Image.Image]
-    latents: Tensor  # (B, 4, h, w), of the pictures
-    start: Tensor  # (1 or B, 4, h, w), the noise that the run began with
-    trajectory: Tensor  # (steps + 1, B, 4, h, w), from the noise to the pictures
-    prompts: tuple[str, ...]
-    steps: int
-    guidance: float
-    seed: int | None = None  # of the noise; None if an inversion, a recording or latents brought it
-    maps: Maps | None = None  # record=True: the cross-attention maps, after the edit
-    own_maps: Maps | None = None  # record="all": the maps before the edit
-    pred_x0: Tensor | None = None  # record="all": (steps, B, 4, h, w), the clean latents that each step predicted
-    masks: Tensor | None = None  # with a local blend: (steps, B - 1, 1, h, w), where the targets may differ from the source
-
-    def __repr__(self) -> str:
-        width, height = self.images[0].size
-        return f"<Result of {len(self.images)} pictures, {width} x {height}, {self.steps} steps, guidance {self.guidance:g}>"
-
-    def _repr_png_(self) -> bytes:
-        """The pictures side by side, for a notebook."""
-        stream = BytesIO()
-        side_by_side(self.images).save(stream, "png")
-        return stream.getvalue()
 
 
 @dataclass(frozen=True, repr=False)
@@ -281,26 +253,10 @@ class StableDiffusion:
 
     def check_saved(self, inversion, recording, prompts, steps, guidance, negative, latents, seed) -> SavedRun | None:
         """The inversion or the recording, if one is given; RequestError unless it was made for this run."""
-        given = {kind: run for kind, run in (("inversion", inversion), ("recording", recording)) if run is not None}
-        if seed != 0 and (given or latents is not None):
-            other = next(iter(given), "latents")
-            raise RequestError(
-                f"seed is {seed!r}, which has no effect, because the {other} bring the noise: leave one of them out"
-            )
-        if not given:
-            return None
-        if len(given) == 2:
-            raise RequestError("there are an inversion and a recording, which has its own source: leave one of them out")
-        [(kind, saved)] = given.items()
-        if not isinstance(saved, SavedRun) or type(saved).__name__.lower() != kind:
-            raise RequestError(
-                f"{kind} is {saved!r:.60}: give what `{kind[:6].rstrip('i')}` returned, or {kind.title()}.load(file)"
-            )
-        if latents is not None:
-            raise RequestError(
-                f"there are latents and a{'n' * (kind[0] == 'i')} {kind}, which has its own: leave one of them out"
-            )
-        saved.check(self.fingerprint(), self.dtype, prompt=prompts[0], steps=steps, guidance=guidance, negative=negative or None)
+        saved = given_run(inversion, recording, latents, seed)
+        if saved is not None:
+            asked = {"prompt": prompts[0], "steps": steps, "guidance": guidance, "negative": negative or None}
+            saved.check(self.fingerprint(), self.dtype, **asked)
         return saved
 
     def check_finite(self, values: Tensor, part: str) -> None:
@@ -313,12 +269,3 @@ def defaults(steps: int | None, guidance: float | None, saved: SavedRun | None) 
     """Steps and guidance that the caller left out: those of the saved run, or 50 and 7.5."""
     own = (STEPS, GUIDANCE) if saved is None else (saved.steps, saved.guidance)
     return own[0] if steps is None else steps, own[1] if guidance is None else guidance
-
-
-def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
-    """The pictures in one row, pixel for pixel."""
-    width, height = pictures[0].size
-    sheet = Image.new("RGB", (width * len(pictures), height))
-    for i, picture in enumerate(pictures):
-        sheet.paste(picture, (i * width, 0))
-    return sheet

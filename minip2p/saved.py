@@ -117,6 +117,26 @@ class SavedRun:
             raise RequestError(f"{path} holds no {kind}: {fix}") from None
 
 
+def given_run(inversion, recording, latents: Tensor | None, seed: int) -> SavedRun | None:
+    """The inversion or the recording, or None. RequestError for what is neither, and for a second source of the noise."""
+    given = {kind: run for kind, run in (("inversion", inversion), ("recording", recording)) if run is not None}
+    if seed != 0 and (given or latents is not None):
+        other = next(iter(given), "latents")
+        raise RequestError(f"seed is {seed!r}, which has no effect, because the {other} bring the noise: leave one of them out")
+    if not given:
+        return None
+    if len(given) == 2:
+        raise RequestError("there are an inversion and a recording, which has its own source: leave one of them out")
+    [(kind, saved)] = given.items()
+    if not isinstance(saved, SavedRun) or type(saved).__name__.lower() != kind:
+        made_by = f"`{kind[:6].rstrip('i')}` returned"
+        raise RequestError(f"{kind} is {saved!r:.60}: give what {made_by}, or {kind.title()}.load(file)")
+    if latents is not None:
+        article = "an" if kind == "inversion" else "a"
+        raise RequestError(f"there are latents and {article} {kind}, which has its own: leave one of them out")
+    return saved
+
+
 def read_cut(values: dict | None) -> dict | None:
     """`SavedRun.cut` from JSON, which has lists where Python has tuples."""
     return values and {name: value and tuple(value) for name, value in values.items()}

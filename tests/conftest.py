@@ -1,5 +1,6 @@
 """Models that all tests share: small random Stable Diffusions, made once per session, and the toy."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from tests.pipelines import random_pipeline, sharp_pipeline
 TOY = Path(__file__).resolve().parent.parent / "weights" / "toy"
 
 torch.set_num_threads(1)  # networks this small gain nothing from a second thread
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side: the lessons that they start have one thread too
+    os.environ["OMP_NUM_THREADS"] = "1"
 settings.register_profile("minip2p", deadline=None, derandomize=True)
 settings.load_profile("minip2p")
 

@@ -9,8 +9,7 @@ from torch import Tensor
 
 import minip2p
 from minip2p import AttentionEdit, Edit, LocalBlend, RequestError, Reweight, Site, Swap
-from minip2p.attention_store import finest_low_resolution
-from minip2p.attention_store import AttentionStore, Maps
+from minip2p.attention_store import AttentionStore, Maps, finest_low_resolution
 from minip2p.compose import Chain, FunctionEdit, as_edit, chain
 from minip2p.unet import UNet, UNetConfig
 from tests.pipelines import difference

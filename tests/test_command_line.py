@@ -11,7 +11,8 @@ from PIL import Image
 
 from minip2p import Add, Inversion, LocalBlend, Reweight, StableDiffusion, Swap, images
 from minip2p import __main__ as command_line
-from minip2p.__main__ import build_parser, main
+from minip2p.__main__ import main
+from minip2p.options import build_parser
 from tests.inversions import DOG, NIGHT, PROMPT, input_picture
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -18,7 +18,7 @@ import minip2p
 from minip2p import Add, LocalBlend, RequestError, Reweight, Site, Swap, explore
 from minip2p.attention_store import Maps
 from minip2p.figures.explorer import TEMPLATE, Page
-from minip2p.pipeline import Result
+from minip2p.result import Result
 
 HOUSE = ["a red house on a road", "a red castle on a road"]
 NIGHT = ["a dog on the grass", "a dog on the grass at night"]

@@ -16,7 +16,7 @@ from minip2p import Add, LocalBlend, PromptError, RequestError, Reweight, Site, 
 from minip2p.__main__ import main
 from minip2p.attention_store import Maps
 from minip2p.figures import edits, panels
-from minip2p.pipeline import Result
+from minip2p.result import Result
 from minip2p.tokenizer import CLIPTokenizer
 from tests.pipelines import write_tokenizer
 

@@ -9,7 +9,8 @@ from PIL import Image
 
 import minip2p
 from minip2p import LocalBlend, PromptError, RequestError, Reweight, StableDiffusion, Swap
-from minip2p.pipeline import defaults, side_by_side
+from minip2p.pipeline import defaults
+from minip2p.result import side_by_side
 from minip2p.scheduler import ddim_step, pred_x0
 from tests.pipelines import difference
 

@@ -32,7 +32,7 @@ from minip2p.figures.panels import (
     panel_figure,
     with_caption,
 )  # fmt: skip
-from minip2p.pipeline import Result
+from minip2p.result import Result
 from minip2p.tokenizer import CLIPTokenizer
 
 SOURCE, OWN, BLEND = "#5b3a8c", "#f0a04b", "#8aa0ad"  # the source's map; a token's own map; the local blend

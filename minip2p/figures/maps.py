@@ -14,7 +14,7 @@ from minip2p.attention_store import Maps
 from minip2p.checks import word_positions
 from minip2p.errors import RequestError
 from minip2p.figures.panels import Figure, Panel, evenly, panel_figure
-from minip2p.pipeline import Result
+from minip2p.result import Result
 from minip2p.tokenizer import CLIPTokenizer
 
 COLUMNS = 8  # panels beside each other at most

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minip2p.scheduler import Schedule
 from minip2p.save import umask
+from minip2p.scheduler import Schedule
 from minip2p.tokenizer import CLIPTokenizer
 from weights.toyworld import vocabulary
 from weights.toyworld.sizes import SIDE, Denoiser, Size
