@@ -110,7 +110,7 @@ def test_a_function_is_asked_only_where_maps_are_small_or_of_words(sd):
     assert all(shape[3] == (T if site.kind == "cross" else site.height * site.width) for site, shape in seen)
 
 
-@pytest.mark.parametrize("edit", ["swap", 5, [lambda attn, site: attn]], ids=repr)
+@pytest.mark.parametrize("edit", ["swap", 5, [lambda attn, site: attn]], ids=["text", "number", "list"])
 def test_what_is_no_edit_is_refused(sd, edit):
     with pytest.raises(RequestError, match="give a Swap, Add or Reweight, or a function"):
         sd.generate(PROMPTS, edit=edit, **SMALL)
