@@ -9,9 +9,10 @@ one number that decides how closely the picture follows the prompt, the guidance
 # %%
 import torch
 
-from lessons.common import finish, load, percent, settings, show, table
+from lessons.common import ROOT, finish, load, percent, settings, show, table
 from lessons.measure import detector, mean, pixels, psnr
 from minip2p.figures import grid
+from minip2p.images import open_image
 
 chosen = settings("lesson1")
 sd, detect = load(chosen), detector(chosen)
@@ -23,8 +24,8 @@ CAPTION = f"{PROMPT!r}, seed {SEED}, {STEPS} steps, guidance {GUIDANCE}"
 # ## The parts
 # Stable Diffusion (Rombach et al. 2022) does not work on pixels. A *variational autoencoder*, VAE, compresses a picture to
 # *latents*: 4 channels of an eighth of the side (a quarter in our toy). A *text encoder* turns the prompt into one vector per
-# *token*, a word or a piece of a word. A *UNet* looks at noisy latents, at the *timestep* (how noisy they are), and at the text,
-# and predicts the noise. Sampling starts with noise alone and removes a little of it in every step.
+# *token*, a word or a piece of a word. A *UNet* looks at noisy latents z_t, at the *timestep* t (how noisy they are), and at the
+# text, and predicts the noise. Sampling starts with noise alone and removes a little of it in every step.
 
 # %%
 result = sd.generate(PROMPT, seed=SEED, steps=STEPS, guidance=GUIDANCE, record="all")
@@ -37,19 +38,21 @@ show(grid([noisy, predicted], ["latents z_t", "predicted x0"], columns, CAPTION)
 # %% [markdown]
 # The upper row shows the latents, decoded. The lower row shows, at the same steps, the clean picture that the UNet predicts
 # ("predicted x0"). The prediction is blurred at first and settles from coarse to fine: place and size of the objects come first,
-# their details last. That is why Prompt-to-Prompt acts on the first steps.
+# their details last. An edit that keeps the layout must therefore act from the first step on. Lesson 3 measures for how long.
 #
 # ## By hand
-# Let a_t be the share of the picture's variance that is left at timestep t. DDIM (Song et al. 2020) moves the latents from one
-# noise level to the next along the predicted noise eps:
+# Let a_t be the fraction of the clean picture's variance that is left in z_t (papers write alpha-bar). DDIM (Song et al. 2020)
+# moves the latents from one noise level to the next along the predicted noise eps:
 #
 #     x0  = (z_t - sqrt(1 - a_t) eps) / sqrt(a_t)              the predicted clean latents
 #     z_s = sqrt(a_s) x0 + sqrt(1 - a_s) eps                   the next latents, at the smaller timestep s
 #
 # Nothing is drawn at random after the start: the seed decides everything. *Classifier-free guidance* (Ho & Salimans 2022) asks
-# the UNet twice, with the prompt ("cond") and with an empty prompt ("uncond"), and exaggerates the difference w times:
+# the UNet twice, with the prompt ("cond") and with an empty prompt ("uncond"), and multiplies the difference by w:
 #
 #     eps = eps_uncond + w (eps_cond - eps_uncond)
+#
+# `to_eps` returns the UNet's output as noise. Stable Diffusion 2 at 768 pixels predicts another quantity, v, which it converts.
 
 # %%
 @torch.no_grad()
@@ -71,8 +74,8 @@ print(f"by hand and by library: largest relative difference of the latents {diff
 
 # %% [markdown]
 # ## The seed decides
-# The same seed gives the same picture every time. Another seed gives another picture of the same prompt, with its objects in
-# other places. An edit has to keep the places of one picture, so source and target must begin with the same noise.
+# The same seed gives the same picture every time. Another seed gives another picture of the same prompt. An edit has to keep the
+# layout of one picture, so source and target begin with the same noise. Lesson 3 shows what happens if they do not.
 
 # %%
 runs = [sd.generate(PROMPT, seed=seed, steps=STEPS, guidance=GUIDANCE) for seed in chosen.seeds]
@@ -83,8 +86,9 @@ show(grid([[run.images[0] for run in runs]], column_labels=columns, caption=f"{P
 
 # %% [markdown]
 # ## Guidance
-# The weight w decides how strongly the prompt counts. At w = 0 the prompt has no effect, at w = 1 it is used without
-# exaggeration, and 7.5 is the usual value. Contrast is the standard deviation of the colours in [0, 1].
+# The weight w decides how strongly the prompt counts. At w = 0 the prompt is not used: what the picture shows is chance. At w = 1
+# the model is used as it was trained, and 7.5 is the usual value. A detector that we trained on the toy's world counts the pictures
+# in which it finds both objects. Contrast is the standard deviation of the colours in [0, 1].
 
 # %%
 weights = [0.0, 1.0, 3.0, 7.5, 15.0]
@@ -111,17 +115,19 @@ print(f"negative prompt by hand and by library: PSNR {psnr(by_hand, pairs[1][0])
 
 # %% [markdown]
 # ## The VAE's share
-# What the VAE cannot store, no edit can keep. PSNR compares a picture with its way through the VAE (higher is more alike).
+# The VAE loses fine detail, so no edit can preserve that detail. PSNR measures how similar a picture is after encoding and
+# decoding, in dB (higher is more alike). A picture that the VAE itself has decoded loses less than one that it never saw.
 
 # %%
-through = sd.decode_latents(sd.encode_image(result.images[0]))[0]
-print(f"a generated picture and the same through the VAE: PSNR {psnr(result.images[0], through):.1f} dB")
+drawn = open_image(ROOT / "lessons/images/house.png", result.images[0].size[::-1])
+for name, picture in {"a generated picture": result.images[0], "a drawn picture": drawn}.items():
+    print(f"{name} and the same through the VAE: PSNR {psnr(picture, sd.decode_latents(sd.encode_image(picture))[0]):.1f} dB")
 
 # %% [markdown]
 # ## Exercises
 # 1. At which step can you first tell from the predicted x0 where the house will stand? Compare with STEPS=50.
 # 2. Write guidance with w = 0 as one formula. Why does `generate` need one UNet call per step, and not two, at w = 1?
-# 3. Give the same words as prompt and as negative prompt. Which w makes no difference? Check with `denoise`.
+# 3. Give the same words as prompt and as negative prompt. Show by the formula, then with `denoise`, that w makes no difference.
 
 # %%
 finish()

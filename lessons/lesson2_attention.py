@@ -24,8 +24,9 @@ CAPTION = f"{PROMPT!r}, seed {SEED}, {STEPS} steps, guidance {GUIDANCE}"
 
 # %% [markdown]
 # ## Where each word is attended to
-# In a cross-attention layer every pixel of the feature map chooses among the tokens of the prompt. Its shares of attention sum
-# to one. All pixels' shares for one token make a picture: the token's map. Bright cells attend to the word most.
+# Inside the UNet the picture is a *feature map*, here of 16 x 16 pixels or fewer. In a *cross-attention* layer every pixel of it
+# chooses among the tokens of the prompt, and its shares of attention sum to one. All pixels' shares for one token make a picture:
+# the token's map. Bright cells attend to the word most.
 
 # %%
 result = sd.generate(PROMPT, seed=SEED, record="all", **RUN)
@@ -40,7 +41,8 @@ show(overlays(result, [NOUN, OTHER]), chosen, "02_overlays")
 #     M = softmax(Q K^T / sqrt(d))        pixels x tokens: the map that an edit changes
 #     output = M V                        each pixel receives a mixture of values, in the proportions of M
 #
-# The code follows the first layer of the UNet: the latents of the first step, one residual block, self-attention, then Q and K.
+# A layer does this several times side by side, in *heads* of d channels each. The code computes the UNet's first cross-attention
+# layer at the first step. Before it come a residual block and self-attention, in which the pixels attend to one another.
 
 # %%
 unet, t = sd.unet, sd.schedule.timesteps(STEPS)[0]
@@ -67,29 +69,37 @@ print(f"by hand and by library: largest difference of a share {(M.mean(1)[0] - l
 # %% [markdown]
 # ## Why does the map of "house" show the house?
 # Nobody labels pixels when Stable Diffusion is trained. The loss asks for the noise, and the noise is easier to predict with the
-# word's value V at the right pixels. A pixel that will be house lowers the loss if it takes the value of "house", so its query
-# learns to match that key. Our toy has seen far fewer pictures than Stable Diffusion, and learned this only weakly by itself.
-# Its training therefore has a second loss, which asks each word to attend to its own object (weights/README.md). The picture
-# below was made without that loss, by the toy of commit ffa0ae1 with the command `python -m minip2p attend`.
+# word's value V at the right pixels. A pixel that will be house lowers the loss if it takes the value of "house". Training
+# therefore adjusts W_q and W_k until that pixel's query matches the key of "house".
+#
+# Our toy has seen far fewer pictures than Stable Diffusion, and learned this only weakly by itself. Its training therefore has a
+# second loss, *grounding*, which teaches each word to attend to its own object (weights/README.md). The picture below was made
+# without that loss, by the toy of commit ffa0ae1 with the command `python -m minip2p attend`. Mind its scale: it ends near a tenth,
+# where that of the first figure goes beyond half. "tree" is brightest on the house, not on the tree.
 #
 # ![maps of the toy that was trained without grounding](../images/ungrounded.png)
 #
 # ## Not only words
-# There is a map for every token of the context: for the start token, for the end token and for the padding behind it, too. The
-# table shows how the attention of all pixels is shared out, averaged over steps, pixels and low-resolution layers.
+# The text encoder always reads the same number of tokens, its *context* (32 in the toy, 77 in Stable Diffusion), and each has a
+# map: the start token, the end token and the padding after it, too. Shares must sum to one, so a pixel that needs no word has to
+# attend to something: these tokens receive the rest. The table averages over steps, pixels and low-resolution layers (at most
+# 16 x 16), which are the layers that edits read.
 
 # %%
+SEEDS = f"seeds {chosen.seeds[0]} to {chosen.seeds[-1]}"
+SURVEY = f"{PROMPT!r}, {SEEDS}, {STEPS} steps, guidance {GUIDANCE}"
 runs = [sd.generate(PROMPT, seed=seed, record=True, **RUN) for seed in chosen.seeds]
 words, end = sd.tokenizer.words(PROMPT), 1 + sum(len(positions) for _, positions in sd.tokenizer.words(PROMPT))
 tokens = torch.stack([run.maps.tokens().mean((0, 1, 2)) for run in runs]).mean(0)  # (T,)
 rows = {f"{positions[0]}: {word}": [f"{100 * tokens[positions].sum():.1f} %"] for word, positions in words}
 rows |= {"all words": [f"{100 * tokens[1:end].sum():.1f} %"], "start token": [f"{100 * tokens[0]:.1f} %"]}
 rows |= {"end token": [f"{100 * tokens[end]:.1f} %"], "padding": [f"{100 * tokens[end + 1 :].sum():.1f} %"]}
-table(f"share of attention, seeds {chosen.seeds[0]} to {chosen.seeds[-1]}", ["share"], rows)
+table(f"share of attention, {SEEDS}", ["share"], rows)
 
 # %% [markdown]
 # ## Step by step, size by size
-# The same word at several steps, and at each size of the feature map. Small maps say roughly where, larger maps say which pixels.
+# The same word at several steps, and at each size of the feature map. Coarse maps show the region, fine maps the outline. The
+# toy's second loss teaches the maps of 16 x 16 and 8 x 8 only. Those of 4 x 4 are too coarse for it.
 
 # %%
 show(maps_by_step(result, [NOUN, OTHER]), chosen, "03_steps")
@@ -107,14 +117,14 @@ for word in (NOUN, OTHER):
     final = maps[:, -max(1, STEPS // 5) :].mean(1, keepdim=True)
     a, b = maps - maps.mean(-1, keepdim=True), final - final.mean(-1, keepdim=True)
     lines[word] = F.cosine_similarity(a, b, dim=-1).mean(0).tolist()
-show(curves(range(1, STEPS + 1), lines, "step", "correlation with the final map", CAPTION), chosen, "05_settling")
+show(curves(range(1, STEPS + 1), lines, "step", "correlation with the final map", SURVEY), chosen, "05_settling")
 quarters = [round(q * STEPS) - 1 for q in (0.2, 0.4, 0.6, 0.8)]
 table("correlation with the final map", [f"step {i + 1}" for i in quarters], {w: [line[i] for i in quarters] for w, line in lines.items()})
 
 # %% [markdown]
 # ## A token has read the tokens before it
-# The n-th map belongs to the n-th word only more or less. CLIP's text encoder is causal: a token attends to the tokens before it
-# and to none behind it. Change one word, and compare each token's embedding with what it was.
+# The map of token n may also depend on earlier words. CLIP's text encoder is causal: a token attends to itself and to earlier
+# tokens, never to later ones. Change one word, and compare each token's embedding with what it was.
 
 # %%
 changed = PROMPT.replace("red", "blue")
@@ -124,11 +134,11 @@ rows = {f"{positions[0]}: {word}": [float(difference[positions].mean())] for wor
 table(f"relative change of the embeddings, {PROMPT!r} -> {changed!r}", ["change"], rows | {"padding": [float(difference[end + 1 :].mean())]})
 
 # %% [markdown]
-# Tokens before the changed word stay exactly as they are. All later tokens change: they carry the colour, too. Lesson 3 shows
-# what that means for an edit that replaces a single map.
+# Tokens before the changed word stay exactly as they are. All later tokens change, because they have read the word. Lesson 3
+# tests whether they also draw what they have read.
 #
 # ## Exercises
-# 1. Which word has the largest share? Swap "a tree" for "two" words of your own and look again: does the share follow the area?
+# 1. Which word has the largest share? Replace "tree" by another noun and look again: does the share follow the area?
 # 2. Print `result.maps.word("red house")`. Is the map of a phrase the sum of the maps of its words?
 # 3. Generate with another seed. If an object is missing from a picture, what does its map look like?
 

@@ -26,7 +26,7 @@ RUN = {"seed": SEED, "steps": STEPS, "guidance": GUIDANCE}
 # %% [markdown]
 # ## With and without control
 # Both prompts start from the same noise. Without control the new prompt draws a new picture, in which everything may change.
-# With Prompt-to-Prompt the rest of the picture stays, and the new word takes the place of the old one.
+# With Prompt-to-Prompt the new word takes the place of the old one, and the rest keeps its place and shape.
 
 # %%
 swap = minip2p.Swap(sd.tokenizer, PROMPTS, cross_replace_steps=0.8, self_replace_steps=0.4)
@@ -38,13 +38,14 @@ show(grid([[*free.images, edited.images[1]]], column_labels=names, caption=f"{WO
 # %% [markdown]
 # ## By hand
 # A cross-attention map holds, for each pixel, its share of attention for one token (lesson 2). Let S be the source's maps and
-# A the target's own maps. To swap one word for another with as many tokens:
+# A the target's own maps. When both words have the same number of tokens:
 #
 #     A <- S    in cross-attention, during the first 80 % of the steps
 #     A <- S    in self-attention of at most 16 x 16 pixels, during the first 40 % of the steps
 #
 # The new word then draws where the old word was. What it draws comes from its own value vectors V, which are not replaced.
-# Only the conditional half of guidance is edited: the unconditional half has no words.
+# Only the conditional half of guidance is edited. The unconditional half reads the same empty prompt for source and target, so
+# it has no word to exchange.
 
 # %%
 def edit_at(step):
@@ -75,7 +76,7 @@ print(f"by hand and by library: largest relative difference of the latents {diff
 # %% [markdown]
 # ## The maps before and after
 # The same swap from several seeds, which nobody picked. In the edit the new word has the map of the old word until the window
-# closes. A source is run once and recorded; each edit then runs its target alone.
+# closes. To save time the code records the source's maps once, and later edits run the target alone.
 
 # %%
 recordings = [sd.record(SOURCE, seed=seed, steps=STEPS, guidance=GUIDANCE, progress=False) for seed in chosen.seeds]
@@ -90,9 +91,9 @@ show(panel_figure(rows, f"{WORDS}; maps: mean over steps, heads and {swaps[0].ma
 
 # %% [markdown]
 # ## Which maps are needed?
-# If the map of token n belonged to word n alone, it would be enough to replace that one column. The figure compares three
-# edits: the map of the n-th token alone, the maps of all tokens, and these with self-attention. In the table, layout is the
-# correlation of the edges with the source's (1: the same outlines). A detector that knows the toy's objects looks for the dog.
+# The simplest idea replaces one column: the map of the n-th token, which is the swapped word. The figure compares it with the
+# maps of all tokens, and with these and self-attention. In the table, layout is the correlation of the edges with the source's
+# (1: the same outlines). A detector that knows the toy's objects looks for the dog, and for a cat that is left.
 
 # %%
 (NTH,) = sd.tokenizer.positions(SOURCE, OLD)
@@ -112,8 +113,8 @@ class NthMap(minip2p.AttentionEdit):
         return attn
 
 
-def targets(edit):
-    return [run.images[1] for run in run_targets(sd, recordings, PROMPTS, edit)]
+def targets(edit, prompts=PROMPTS):
+    return [run.images[1] for run in run_targets(sd, recordings, prompts, edit)]
 
 
 attempts = {"no control": [run.images[1] for run in freely], "n-th map alone": targets(NthMap())}
@@ -124,10 +125,10 @@ table(f"{OLD} -> {NEW}, {seeds[0]} to {seeds[-1]}", columns, rows)
 
 # %% [markdown]
 # ## Why the n-th map alone is not enough
-# Each row keeps more of the layout than the row above. The figure shows why: the house moves unless its own map is held. A second reason
-# is possible. CLIP's text encoder is causal: the tokens behind "dog" have read "dog", and might draw it with their own maps. To
-# test this, the text embedding is put together from both prompts, and no map is edited. Each row says which tokens come from the
-# prompt with the dog.
+# In the table the layout rises from row to row. With the n-th map alone nothing holds the house: its own map is free, and the house
+# may move. A second reason is possible. CLIP's text encoder is causal: the tokens after "dog" have read "dog" (lesson 2), and
+# might draw it with their own maps. To test this, the text embedding is put together from both prompts, and no map is edited.
+# Each row says which tokens come from the prompt with the dog.
 
 # %%
 if detect:
@@ -135,19 +136,23 @@ if detect:
     table(f"tokens from the prompt with {NEW!r}, {seeds[0]} to {seeds[-1]}", columns[:1], rows)
 
 # %% [markdown]
-# On the toy the dog is in its own token alone, so only the first reason counts here. Its training asks words to speak for
-# themselves (weights/README.md). In Stable Diffusion, which is not trained so, the tokens behind a word may carry it as well.
+# @@MIXED@@
 #
 # ## For how long?
-# Only the window of the word maps changes here, self-attention stays at 0. The first steps decide most of the layout: the
-# largest gain comes with the first 20 % of the steps. At 1 the new word never draws with its own map.
+# The paper's authors use 0.8 of the steps for word maps and 0.4 for self-attention. A new word of another shape shows why: a tree
+# is taller than a cat. Each column has other windows (word maps/self-attention); the rows are seeds.
 
 # %%
-known = {0.0: attempts["no control"], 0.8: attempts["all word maps"]}
-sweep = {s: known.get(s) or targets(minip2p.Swap(sd.tokenizer, PROMPTS, s, 0.0)) for s in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)}
-rows = {f"{100 * s:.0f} % of the steps": swap_row(detect, sources, pictures, OLD, NEW) for s, pictures in sweep.items()}
-table("window of the word maps, without self-attention", columns, rows)
-show(grid([[sources[0], *(p[0] for p in sweep.values())]], (), ["source", *map(str, sweep)], f"{WORDS}, {seeds[0]}"), chosen, "04_window")
+SHAPE = "tree"
+OTHER = [SOURCE, SOURCE.replace(OLD, SHAPE)]
+WINDOWS = {"no control": (0.0, 0.0), "0.2/0": (0.2, 0.0), "0.8/0": (0.8, 0.0), "0.8/0.4": (0.8, 0.4), "0.8/0.8": (0.8, 0.8), "1/1": (1.0, 1.0)}
+sweep = {name: targets(minip2p.Swap(sd.tokenizer, OTHER, *windows), OTHER) for name, windows in WINDOWS.items()}
+show(grid(list(zip(sources, *sweep.values())), seeds, ["source", *sweep], f"{SOURCE!r}, {OLD} -> {SHAPE}, {STEPS} steps"), chosen, "04_window")
+rows = {name: swap_row(detect, sources, pictures, OLD, SHAPE) for name, pictures in sweep.items()}
+table("windows: word maps/self-attention", [f"{SHAPE}, no {OLD}", "layout"], rows)
+
+# %% [markdown]
+# @@WINDOW@@
 
 # %% [markdown]
 # ## From other noise

@@ -39,7 +39,8 @@ show(grid([[*free.images, edited.images[1]]], (), names, f"{SOURCE!r} + 'at nigh
 # ## Which token is which: the alignment
 # A swap keeps every word's position. A new phrase moves all words behind it, so token j of the two prompts is no longer the same
 # word. The prompts are therefore aligned by their longest common subsequence: the longest list of tokens that both have in the
-# same order. Each token in it has a partner. The table `length` is filled from the front and read from the back.
+# same order. Each token in it has a partner. `length[i, j]` is the longest common length of the first i and the first j tokens.
+# The partners are found by walking through it from the end.
 
 # %%
 def partners_of(source, target):
@@ -72,8 +73,9 @@ print(f"partners of the tokens of {NIGHT[1]!r}: {partners}")
 #     A[:, j] <- A[:, j]               if it is new
 #
 # in cross-attention, during the first 80 % of the steps. Padding behind the end takes the source's padding of the same index.
-# Self-attention is replaced as in lesson 3. The library writes the same as one matrix product, `S @ mapper + A * (1 -
-# has_source)`: column j of `mapper` has its 1 in the partner's row.
+# Self-attention is replaced as in lesson 3. The library writes both lines as one formula, S @ mapper + A * (1 - has_source).
+# `mapper` has a 1 in row i and column j if source token i is the partner of target token j. `has_source[j]` is 1 if target token
+# j has a partner, and 0 if it is new.
 
 # %%
 T = sd.tokenizer.context
@@ -99,33 +101,30 @@ class AddByHand(minip2p.AttentionEdit):
 
 
 by_hand = sd.generate(NIGHT, edit=AddByHand(), **RUN)
-mapper = torch.nn.functional.one_hot(column.cpu(), T).T * ~new.cpu()  # (T, T), source tokens down
-print(f"by hand and by library: largest difference of the mapper {(mapper - add.mapper[0]).abs().max():.1e}")
 difference = (by_hand.latents - edited.latents).abs().max() / edited.latents.abs().max()
 print(f"by hand and by library: largest relative difference of the latents {difference:.1e}")
 
 # %% [markdown]
-# The picture of a mapper shows the alignment. Here three phrases are added at once. Every shared word takes the source's map
-# (violet), although its position has changed. New words keep their own map (orange, in the last row).
+# The picture of a mapper shows the alignment. Here three phrases are added at once. Shared words take the source's maps (violet),
+# although their positions have changed. New words keep their own map (orange, in the last row). The alignment knows only
+# spelling: the source's first "a" becomes that of "a pencil", and the "a" of "a car" counts as new.
 
 # %%
 THREE = [SOURCE, "at night, a pencil sketch of a car next to a red castle"]
 show(alignment(sd.tokenizer, minip2p.Add(sd.tokenizer, THREE), " -> ".join(THREE)), chosen, "02_alignment")
 
 # %% [markdown]
-# The maps show the same: with the edit, "car" and "castle" have the source's maps until the window closes. "at night" has no
-# source and keeps its own map.
+# The maps are means over all steps. With the edit, "car" and "castle" have the source's maps while the window is open. "at night"
+# has no source and keeps its own map, which differs from that without control, because the picture below it is another one.
 
 # %%
 rows = [("source", free, 0), ("no control", free, 1), ("Prompt-to-Prompt", edited, 1)]
 show(word_maps(rows, words=["car", "castle", "at night"]), chosen, "03_maps")
-of_source, of_target = (edited.maps.word("castle", prompt)[: int(0.8 * STEPS)] for prompt in (0, 1))
-print(f"'castle' inside the window, source's map and edited map: largest difference {(of_source - of_target).abs().max():.1e}")
 
 # %% [markdown]
 # ## Six phrases
-# A place, a colour, two styles, a time and small objects, each added alone to the same source. No seed is picked; "at night"
-# was moved to the front so that tokens change their positions. The upper row of each pair has no control.
+# We add six phrases, one at a time, to the same source: a place, a colour, two styles, a time, small objects. No seed is picked.
+# "at night" was moved to the front so that tokens change their positions. The upper row of each pair has no control.
 
 # %%
 PHRASES = {
@@ -142,7 +141,7 @@ show(grid(lines, labels, ["source", *PHRASES], f"{SOURCE!r} plus one phrase, {ST
 
 # %% [markdown]
 # ## How long to hold on
-# When they add a style, the authors hold the source's maps for 0.5 of the steps in cross-attention and 0.2 in self-attention.
+# When they add a style, the paper's authors hold the source's maps for 0.5 of the steps in cross-attention and 0.2 in self-attention.
 # Otherwise they hold them for 0.8 and 0.4. The table compares both. "Shown" counts the pictures in which the detector sees the
 # phrase. Layout is the correlation of the edges with the source's (1: the same outlines). A phrase that recolours the picture
 # changes edges too, so a perfect edit stays below 1. With control every phrase keeps more of the layout. On the toy a style
@@ -169,7 +168,6 @@ table(f"an object dropped or added, {SEEDS}", ["car seen", "layout"], rows)
 # 1. Give only the night a shorter window: Add(..., cross_replace_steps={"default_": 0.8, "at night": 0.3}). Compare the
 #    latents with `edited.latents`. Why are they equal? (Print `add.has_source[0]` at the tokens of "at night".)
 # 2. Give `WINDOWS` a fourth entry, (0.8, 0.0). For which phrases does self-attention hold the layout?
-# 3. Predict `partners_of("a car".split(), "a red car next to a car".split())`, then print it. Which car is the old one?
 
 # %%
 show(minip2p.explore(sd, edited, add), chosen, "06_explore")

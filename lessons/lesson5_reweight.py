@@ -22,27 +22,20 @@ sd, detect = load(chosen), detector(chosen)
 SEED, STEPS, GUIDANCE = chosen.seed, chosen.steps, 7.5
 SCENE = "a house next to a tree on the grass"
 NIGHT = f"{SCENE} at night"
-WEIGHTS = [-2.0, -1.0, 0.0, 1.0, 2.0, 4.0, 8.0]
-OTHERS = [weight for weight in WEIGHTS if weight != 1]  # weight 1 is the source itself
+WEIGHTS = [-2.0, 0.0, 1.0, 2.0, 4.0, 8.0]
 RUN, CAPTION = {"seed": SEED, "steps": STEPS, "guidance": GUIDANCE}, f"seed {SEED}, {STEPS} steps, guidance {GUIDANCE}"
 
 # %% [markdown]
 # ## One slider
 # Source and target have the same prompt, and in the target the map of one word is multiplied by a weight. The edit is
-# `Reweight(sd.tokenizer, [NIGHT, NIGHT], {"night": 4.0})`. The function `slider` makes one target for each weight.
+# `Reweight(sd.tokenizer, [NIGHT, NIGHT], {"night": 4.0})`. The function `slider` makes one target for each weight. The target of
+# weight 1 is the source.
 
 # %%
-night = slider(sd, NIGHT, "night", OTHERS)
+night = slider(sd, NIGHT, "night", WEIGHTS)
 result = sd.generate(list(night.prompts), edit=night, record=True, **RUN)
-
-
-def in_order(values):
-    """Values of the source, which is weight 1, and of the targets, in the order of WEIGHTS."""
-    return [dict(zip([1.0, *OTHERS], values)).get(weight) for weight in WEIGHTS]
-
-
 labels = [f"night × {weight:g}" for weight in WEIGHTS]
-show(grid([in_order(result.images)], column_labels=labels, caption=f"{NIGHT!r}, {CAPTION}"), chosen, "01_slider")
+show(grid([result.images[1:]], column_labels=labels, caption=f"{NIGHT!r}, {CAPTION}"), chosen, "01_slider")
 
 # %% [markdown]
 # ## By hand
@@ -58,6 +51,9 @@ show(grid([in_order(result.images)], column_labels=labels, caption=f"{NIGHT!r}, 
 
 
 class WeightByHand(minip2p.AttentionEdit):
+    def __init__(self, weight, divide=False):
+        self.weight, self.divide = weight, divide
+
     def at(self, step, steps):
         self.cross_open, self.self_open = step < int(0.8 * steps), step < int(0.4 * steps)
         return self
@@ -66,27 +62,28 @@ class WeightByHand(minip2p.AttentionEdit):
         source, target = attn.chunk(2)
         if site.kind == "cross" and self.cross_open:
             target = source.clone()
-            target[..., AT] *= 4.0
+            target[..., AT] *= self.weight
+            target = target / target.sum(-1, keepdim=True) if self.divide else target  # used further below
         if site.kind == "self" and self.self_open:
             target = source
         return torch.cat([source, target])
 
 
-by_hand = sd.generate([NIGHT, NIGHT], edit=WeightByHand(), **RUN)
-library = result.latents[1 + OTHERS.index(4.0)]
-difference = (by_hand.latents[1] - library).abs().max() / library.abs().max()
+by_hand = sd.generate([NIGHT, NIGHT], edit=WeightByHand(4.0), **RUN).latents[1]
+library = result.latents[1 + WEIGHTS.index(4.0)]
+difference = (by_hand - library).abs().max() / library.abs().max()
 print(f"by hand and by library: largest relative difference of the latents {difference:.1e}")
 
 # %% [markdown]
 # ## Rows stop summing to one
 # A row of a map holds one pixel's shares of attention. The softmax makes them sum to one, but the weight comes after the
-# softmax. If the word has the share p of a row, the row sums to 1 + (w - 1) p. The figure shows the sums inside the window.
-# The output of the layer, shares times values V, is then no average of the values any more. With w < 0 the word's value is
-# subtracted. No such output occurred in training.
+# softmax. If the word has the share p of a row, the row sums to 1 + (w - 1) p. The figure shows the sums inside the window, over
+# all pixels and steps. The output of the layer, shares times values V, is then no average of the values any more. With w < 0 the
+# word's value is subtracted. No such output occurred in training.
 
 # %%
 maps = [result.maps.tokens(prompt)[: int(0.8 * STEPS)] for prompt in range(len(night.prompts))]  # each (steps, h, w, tokens)
-sums = in_order([of_prompt.sum(-1) for of_prompt in maps])
+sums = [of_prompt.sum(-1) for of_prompt in maps[1:]]
 largest, means, smallest = zip(*((float(rows.max()), float(rows.mean()), float(rows.min())) for rows in sums))
 lines = {"largest": largest, "mean": means, "smallest": smallest}
 show(curves(WEIGHTS, lines, "weight of 'night'", "sum of a row", f"{NIGHT!r}, {CAPTION}"), chosen, "02_row_sums")
@@ -94,33 +91,16 @@ predicted = [1 + (weight - 1) * float(maps[0][..., AT].mean()) for weight in WEI
 table("sums of rows", labels, {"mean": means, "1 + (w - 1) x mean p": predicted})
 
 # %% [markdown]
-# Is it the sum that matters? Divide every row by its sum. The result is a softmax again, the one of logits x with log w added
-# at the word, because w exp(x) = exp(x + log w). It exists for w >= 0 only.
-
+# We now test whether the changed sum causes the effect, and divide every row by its sum. The result is again a softmax: w exp(x) =
+# exp(x + log w), so log w was added to the word's score x. It exists for w >= 0 only.
 
 # %%
-class Normalised(minip2p.AttentionEdit):
-    """Another edit, and then every row of cross-attention divided by its sum."""
-
-    def __init__(self, edit):
-        self.edit = edit.prepare(sd.device)
-
-    def at(self, step, steps):
-        self.at_step = self.edit.at(step, steps)
-        return self
-
-    def wants(self, site):
-        return self.at_step.wants(site)
-
-    def __call__(self, attn, site):
-        attn = self.at_step(attn, site)
-        return attn / attn.sum(-1, keepdim=True) if site.kind == "cross" else attn
-
-
-positive = [weight for weight in OTHERS if weight >= 0]
-edit = Normalised(slider(sd, NIGHT, "night", positive))
-divided = dict(zip([1.0, *positive], sd.generate([NIGHT] * (1 + len(positive)), edit=edit, **RUN).images))
-lines = [in_order(result.images), [divided.get(weight) for weight in WEIGHTS]]
+recording = sd.record(NIGHT, progress=False, **RUN)
+divided = [
+    sd.generate([NIGHT, NIGHT], recording=recording, edit=WeightByHand(w, divide=True), progress=False).images[1] if w >= 0 else None
+    for w in WEIGHTS
+]
+lines = [result.images[1:], divided]
 show(grid(lines, ["re-weighted", "and rows divided by their sums"], labels, f"{NIGHT!r}, {CAPTION}"), chosen, "03_divided")
 rows = [[quantity("night", picture, None) if picture else None for picture in line] for line in lines]
 table("darkness (0: white, 1: black)", labels, dict(zip(["re-weighted", "rows divided by their sums"], rows)))
@@ -138,14 +118,13 @@ table("darkness (0: white, 1: black)", labels, dict(zip(["re-weighted", "rows di
 # %%
 WORDS = {word: f"{SCENE} on a {word} day" for word in ("cloudy", "snowy")} | {"starry": f"{SCENE} on a starry night"}
 WORDS |= {"night": NIGHT, "flowers": f"{SCENE} with flowers", "red": SCENE.replace("house", "red house")}
-MEASURED = [weight for weight in WEIGHTS if weight != -1]  # to save time
-pictures, amounts, kept, sure = weight_survey(sd, detect, chosen, WORDS, ("house", "tree"), MEASURED, GUIDANCE)
-labels, first = [f"× {weight:g}" for weight in MEASURED], [seeds[0] for seeds in pictures.values()]
+pictures, amounts, kept, sure = weight_survey(sd, detect, chosen, WORDS, ("house", "tree"), WEIGHTS, GUIDANCE)
+labels, first = [f"× {weight:g}" for weight in WEIGHTS], [seeds[0] for seeds in pictures.values()]
 show(grid(first, list(WORDS), labels, f"{SCENE!r} and one word, {CAPTION}"), chosen, "04_words")
 SEEDS = f"seeds {chosen.seeds[0]} to {chosen.seeds[-1]}"
 table(f"quantity of each word, {SEEDS}", labels, amounts)
-relative = {word: [value / max(row[MEASURED.index(1)], 1e-3) for value in row] for word, row in amounts.items()}
-show(curves(MEASURED, relative, "weight", "quantity, relative to weight 1", f"{SEEDS}, {STEPS} steps"), chosen, "05_quantities")
+relative = {word: [value / max(row[WEIGHTS.index(1)], 1e-3) for value in row] for word, row in amounts.items()}
+show(curves(WEIGHTS, relative, "weight", "quantity, relative to weight 1", f"{SEEDS}, {STEPS} steps"), chosen, "05_quantities")
 
 # %% [markdown]
 # Weights below 1 take away what the word brings. Weights above 1 add less: clouds, stars and darkness still grow, flowers hardly,

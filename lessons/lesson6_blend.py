@@ -69,7 +69,7 @@ class BlendByHand(minip2p.AttentionEdit):
     """A swap, and after each step the source's latents outside the mask."""
 
     def __init__(self):
-        self.swap, self.masks = swap_inside().prepare(sd.device), []
+        self.swap = swap_inside().prepare(sd.device)
 
     def at(self, step, steps):
         self.step_swap, self.active, self.maps = self.swap.at(step, steps), step >= int(0.2 * steps), []
@@ -90,19 +90,17 @@ class BlendByHand(minip2p.AttentionEdit):
         self.M = self.M + torch.stack(self.maps).mean(0)
         pooled = F.interpolate(F.max_pool2d(self.M, 3, stride=1, padding=1), z.shape[-2:])
         mask = (pooled > 0.3 * pooled.amax((2, 3), keepdim=True)).any(0, keepdim=True).float()
-        self.masks.append(mask)
         return torch.cat([z[:1], z[:1] + mask * (z[1:] - z[:1])]) if self.active else z
 
 
 by_hand = run(BlendByHand())
-print(f"by hand and by library: largest difference of the masks {(by_hand.masks - local.masks).abs().max():.1e}")
 difference = (by_hand.latents - local.latents).abs().max() / local.latents.abs().max()
 print(f"by hand and by library: largest relative difference of the latents {difference:.1e}")
 
 # %% [markdown]
 # ## How the mask settles
-# The first maps are diffuse, because the object has no place yet. That is why the blend begins after 20 % of the steps. Later
-# maps are sharper, and the mask, which comes from the sum of all maps so far, hardly changes any more.
+# At the first steps the object has no place yet, and the mask is wrong. The blend therefore begins after 20 % of the steps. The
+# mask comes from the sum of all maps so far, so it hardly changes at later steps.
 
 # %%
 show(mask_growth(local, swap_inside(words="house"), CAPTION), chosen, "02_mask")
@@ -123,10 +121,10 @@ show(grid(lines, ["", "mask at the end"], list(CHOICES), CAPTION, notes), chosen
 
 # %% [markdown]
 # ## A mask drawn by hand, and inpainting
-# `LocalBlend(..., mask=picture)` takes a drawn mask. Here it is a box around the house of the source. Editors before
-# Prompt-to-Prompt had such a mask and the new prompt, but no maps. Inside the mask they drew what the prompt says from fresh
-# noise (Blended Diffusion, Avrahami et al. 2022), and what lay under the mask was lost. In this library that is a `Swap` with
-# both windows at 0, in the same mask, whose target starts from another seed's noise.
+# `LocalBlend(..., mask=picture)` takes a drawn mask. Here it is a box around the house of the source. Earlier editing methods used
+# a drawn mask and a new prompt, but no attention maps. They drew the inside of the mask from fresh noise (Blended Diffusion,
+# Avrahami et al. 2022), and what lay under the mask was lost. We imitate this with a `Swap` in the same mask: both of its windows
+# are 0, and its target starts from another seed's noise.
 #
 # Outside the box nothing should change: PSNR compares source and edit there (in dB, higher is better). The swap alone is no
 # better there than no control, because the tree changes its colour. With a blend the background stays. Inside the box, layout
@@ -148,9 +146,9 @@ table(f"red -> blue house, {SEEDS[0]} to {SEEDS[-1][5:]}", columns, rows)
 #
 #     edited = (S @ mapper + A * (1 - has_source)) * equalizer
 #
-# So they combine. The swap fills `mapper` at "blue". The new word "cloudy" keeps its own map A. Its weight sets `equalizer` to 3
-# there. The blend acts after each step and keeps the tree. Both words of the blend share one threshold, so a cloud that gets
-# little attention beside the house stays out of the mask.
+# (lesson 4 explains `mapper` and `has_source`), so they combine. The token "blue" takes the map of "red". The new word "cloudy" has
+# no source and keeps its own map A. Its weight sets `equalizer` to 3 there. The blend acts after each step and keeps the tree. It
+# adds up the maps of both of its words before the threshold: a cloud is left out if its attention is much weaker than the house's.
 
 # %%
 FAR = [SOURCE, f"{PROMPTS[1]}, cloudy"]

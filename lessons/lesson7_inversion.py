@@ -71,8 +71,9 @@ caption = f"{PROMPT!r}, {STEPS} steps. PSNR against the picture, higher is bette
 show(grid([[image, *pictures]], (), labels, caption, notes), chosen, "01_there_and_back")
 
 # %% [markdown]
-# No inversion brings back what the VAE loses, so the VAE's PSNR is the limit. Guidance 1 comes close to it, guidance 7.5 does
-# not. Two checks: the library has the same latents, and with the recorded eps of the inversion the way back is exact.
+# PSNR measures how similar two pictures are, in dB (lesson 1). No inversion brings back what the VAE loses, so the VAE's PSNR is
+# the limit. Guidance 1 comes close to it, guidance 7.5 does not. Two checks: the library has the same latents, and with the
+# recorded eps of the inversion the way back is exact.
 
 # %%
 inversion = minip2p.invert(sd, image, PROMPT, method="ddim", steps=STEPS, guidance=GUIDANCE, progress=False)
@@ -92,8 +93,9 @@ print(f"back with the eps of the inversion: relative error of the latents {dista
 
 # %% [markdown]
 # ## The number of steps
-# With more steps, neighbouring latents are more alike, so the inversion's error should fall. At guidance 1 it falls slowly: few
-# steps start at a smaller t and have a shorter way. At 7.5 it grows, so its cause is another one. No drawing here is picked.
+# With more steps, neighbouring latents are more alike, so the inversion's error should fall. At guidance 1 it falls slowly: with
+# few steps sampling starts at a smaller t, and the shorter path hides part of the error. At guidance 7.5 the error grows with
+# more steps, so the inversion's error cannot be its main cause. The drawings are of the toy's world, unseen in training, unpicked.
 
 # %%
 drawn = tasks(sd, len(chosen.seeds), chosen.seed)
@@ -113,9 +115,10 @@ show(curves(counts, lines, "steps", "relative error", ylim=(0, None)), chosen, "
 #
 #     eps_uncond + w (eps_cond - eps_uncond)  =  eps_cond + (w - 1) (eps_cond - eps_uncond)
 #
-# The last term is a push that inversion did not have. The papers name another cause: guidance amplifies the small error of the
+# The last term is a push that inversion did not have. The papers give a second cause: guidance amplifies the small error of the
 # inversion. Pictures that the model generated at guidance 1 separate the two, because their true noise is known. From the true
-# noise only the push is left. The distance between the results of true and of inverted noise is the inversion's error.
+# noise there is only the push. We sample from the true and from the inverted noise: the distance between the two results shows
+# what guidance makes of the inversion's error.
 
 # %%
 true = torch.cat([sd.init_latents(seed) for seed in chosen.seeds])
@@ -127,13 +130,13 @@ for w in (1, 3, 5, GUIDANCE):
     rows[f"guidance {w}"] = [distance(a, generated), distance(generated + b - a, generated), distance(b, generated)]
 both = from_noise(to_noise(generated, conds, STEPS, GUIDANCE)[0][-1], conds, STEPS, GUIDANCE)
 rows[f"also inverted at {GUIDANCE}"] = [None, None, distance(both, generated)]
-columns = ["true noise: the push", "true against inverted noise", "inverted noise: both"]
+columns = ["true noise: push alone", "between true and inverted", "inverted noise: both"]
 table(f"{len(true)} generated pictures, there and back: relative error of the latents", columns, rows)
 
 # %% [markdown]
-# The middle column grows: guidance does amplify the inversion's error. But the first column, which has no such error, is
-# larger. A perfect inversion would not return to the picture at guidance 7.5 either. Inverting at 7.5 as well (last row) is no
-# way out: each step there amplifies the error of the step before.
+# The middle column grows: guidance does amplify the inversion's error. But with guidance the first column, which has no such
+# error, is larger. A perfect inversion would not return to the picture at guidance 7.5 either. Inverting at 7.5 as well (last
+# row) does not help: guidance then amplifies the error of every step of the inversion itself.
 
 # %% [markdown]
 # ## An edit straight after the inversion

@@ -36,6 +36,7 @@ image, PROMPT = picture("cat_and_house", sd.check_size(None))
 #
 #     N_t = argmin over N  of  || z*_(t-1) - DDIM(z_t, eps) ||^2,    eps = eps(z_t, N) + w (eps(z_t, C) - eps(z_t, N))
 #
+# w is the guidance. The search starts at z*_T with the embedding of the empty prompt. Five updates of Adam stand for the minimum.
 # Then z_t moves on with N_t, and the next step begins its search at N_t.
 
 # %%
@@ -52,7 +53,7 @@ show(grid([[image, *made]], (), labels, caption, notes), chosen, "01_back")
 # %% [markdown]
 # ## By hand
 # The function can optimise either side of guidance: "uncond", the empty prompt, which is null-text inversion, or "cond" (see
-# below). Only the embedding gets gradients. Five steps of it give the same embeddings as the library.
+# below). Only the embedding gets gradients. With five sampling steps, this function gives the library's embeddings.
 
 # %%
 def predict(z, t, a, text):
@@ -102,7 +103,7 @@ show(curves(range(1, STEPS + 1), lines, "step", "squared distance to the pivot",
 # %% [markdown]
 # ## One embedding for all steps?
 # A single embedding can be optimised for all steps of the pivot at once. With as many network evaluations as null-text it
-# is worse. With three times as many it comes nearer. So an embedding per step is mainly the cheaper way on the toy.
+# is worse. With three times as many it comes nearer. On the toy, one embedding per step needs less computation for a better result.
 
 # %%
 rows = {"one per step": [nulltext.null_text.numel(), nulltext.nfe, psnr(made[-1], vae)]}
@@ -116,10 +117,10 @@ table("reconstruction, PSNR in dB against the VAE's picture", ["numbers", "netwo
 
 # %% [markdown]
 # ## Why not tune the prompt's own embedding?
-# C can be optimised in the same way, and the source comes back as well. But C is what an edit replaces. The target's prompt has
-# no tuned embedding, so with C tuned the edit's background is lost as with nothing tuned. The empty prompt is the same for both
-# prompts, so its embedding serves the target too. The last row carries the tuning over: tuned C + target - source. It keeps the
-# background, but fewer edits succeed, and old objects remain in the figure: the tuned C has learned the picture itself.
+# C can be optimised in the same way, and the source comes back as well. But C is what an edit replaces: the target's prompt has no
+# tuned embedding. If only C is tuned, the edit loses its background, as it does without tuning. The empty prompt is the same for
+# both prompts, so its embedding serves the target too. The last row adds the difference between the embeddings of target and
+# source to the tuned C. It keeps the background better, but some edits fail.
 
 # %%
 drawn = tasks(sd, len(chosen.seeds), chosen.seed)

@@ -1,8 +1,8 @@
 """Lesson 9: tuning-free inversions
 
 You will see four ways from a picture to its edit: DDIM inversion alone, null-text, negative-prompt and direct inversion. The
-last two optimise nothing; each changes one line of the sampling loop. Then a table compares quality and cost on eight
-drawings, two for each of SEEDS. About two minutes on two CPU cores, most of them for null-text.
+last two optimise nothing; each adds or changes one line. Then a table compares quality and cost on eight drawings (twice as
+many as SEEDS). About two minutes on two CPU cores, most of them for null-text.
 
     make lesson9            with other settings: make lesson9 STEPS=50 SEEDS=8
 """
@@ -31,13 +31,15 @@ swap = minip2p.Swap(sd.tokenizer, PROMPTS)
 # %% [markdown]
 # ## The idea
 # All methods invert the picture with DDIM at guidance 1 (lesson 7), and so have the pivot z*_0, ..., z*_T. Guided sampling
-# leaves the pivot. Each method changes another part of the guided step of the source,
+# leaves the pivot. Each method changes another part of the guided step,
 #
 #     eps = eps(z_t, N) + w (eps(z_t, C) - eps(z_t, N))          N: embedding of the empty prompt, C: of the source prompt
 #
-# * null-text (Mokady et al. 2022) optimises an N for each step.
-# * negative-prompt (Miyake et al. 2023) puts N = C. For the source the bracket is then zero, whatever w is.
-# * direct (Ju et al. 2023) lets the step miss, and then puts the source's latents back on the pivot.
+# * null-text (Mokady et al. 2022) optimises an N for each step (lesson 8).
+# * negative-prompt (Miyake et al. 2023) puts N = C. For the source the bracket is then zero, whatever w is. It gives up null-text's
+#   exactness: the source comes back as after DDIM inversion at guidance 1, with that inversion's error.
+# * direct (Ju et al. 2023) takes the normal guided step, and then replaces the source's latents by the pivot's. It gives up the
+#   target's correction: nothing pulls the target back.
 
 # %%
 @torch.no_grad()
@@ -81,13 +83,14 @@ for name, run in runs.items():
 show(curves(guidances, lines, "guidance", "PSNR of the source, dB", f"{PROMPT!r}, {STEPS} steps"), chosen, "02_guidance")
 
 # %% [markdown]
-# What each method does not touch explains its edits. Direct inversion corrects the source alone: the target keeps the empty
-# prompt and full guidance, as with DDIM, and only the maps that it is given are better. Negative-prompt changes both
-# rows, so the target too is pushed only by what its prompt says and the source's does not.
+# The part that a method leaves unchanged explains how its edits look. Direct inversion corrects the source alone: the target keeps
+# the empty prompt and full guidance, as with DDIM, and only receives better maps from the corrected source. Negative-prompt
+# changes the unconditional embedding of source and target, so guidance strengthens only what the target's prompt adds.
 #
 # ## Quality and cost
-# The drawings are those of lesson 7, none picked. The first object of each is swapped, and the background is everything
-# outside that object. Network evaluations and seconds are those of the inversion; the edit costs the same for all.
+# The drawings are those of lesson 7 and as many more, none picked. The first object of each caption is swapped, and the background
+# is everything outside that object. "Success" means that the detector finds the new object and not the old one. Network
+# evaluations (a backward pass is not counted) and seconds are those of the inversion; the edit costs the same for all.
 
 # %%
 drawn = tasks(sd, 2 * len(chosen.seeds), chosen.seed)
@@ -114,8 +117,9 @@ show(grid(sheet, (), labels, f"The first drawings of the table, {STEPS} steps, g
 # but it is better than DDIM at least as often. Null-text takes many times the network evaluations of the others.
 #
 # ## Why the source prompt is enough
-# Guidance leads away from the pivot by (w - 1) (eps(C) - eps(N)), see lesson 7. So null-text brings the source back by moving
-# eps(N) towards eps(C). Negative-prompt inversion goes all the way: it puts N = C. The next line says how far null-text went.
+# Guidance leads away from the pivot by (w - 1) (eps(C) - eps(N)), see lesson 7. Null-text lets sampling return by moving eps(N)
+# towards eps(C), and at the same time corrects what earlier steps missed. Negative-prompt inversion goes all the way: it puts
+# N = C. The next line says how far null-text went.
 
 # %%
 shares = [remaining(sd, row["null-text"].inversion) for row in outcomes]

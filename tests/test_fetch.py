@@ -169,6 +169,7 @@ def test_an_unknown_model_is_one_line(capsys, arguments):
 def test_no_server_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(fetch, "HERE", tmp_path)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits longer after each of five attempts
     assert fetch.main([]) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("weights: ")]
     assert len(said) == 1 and not fetched(tmp_path)

@@ -65,7 +65,7 @@ def test_make_alone_prints_help_that_names_every_lesson():
 @pytest.mark.parametrize("lesson", LESSONS)
 def test_a_lesson_is_short_and_reads_every_setting(lesson):
     source = (ROOT / "lessons" / f"{lesson}.py").read_text()
-    assert len(source.splitlines()) <= 210 and max(map(len, source.splitlines())) <= 160
+    assert len(source.splitlines()) <= 170 and max(map(len, source.splitlines())) <= 140
     used = {node.attr for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)}
     assert {"steps", "seeds"} <= used, "STEPS and SEEDS are read"
 

@@ -35,7 +35,7 @@ def test_all_stages_run_resume_and_export(tmp_path):
 
 def test_a_run_may_start_from_a_checkpoint(tmp_path):
     """Its VAE is kept, UNet and text encoder begin where they were: at random they would be 1 away from any noise."""
-    lines = train(tmp_path / "run", tmp_path / "toy", 1, "--start", str(ROOT / "weights" / "toy"), "--bf16")
+    lines = train(tmp_path / "run", tmp_path / "toy", 1, "--start", str(ROOT / "weights" / "toy"))
     assert [line.split()[:2] for line in lines] == [["unet", "1/1"], ["decoder", "2/2"]]
     assert float(lines[0].split()[-1]) < 0.2
     said = json.loads((tmp_path / "toy" / "tokenizer" / "tokenizer_config.json").read_text())
