@@ -119,7 +119,8 @@ for word in (NOUN, OTHER):
     lines[word] = F.cosine_similarity(a, b, dim=-1).mean(0).tolist()
 show(curves(range(1, STEPS + 1), lines, "step", "correlation with the final map", SURVEY), chosen, "05_settling")
 quarters = [round(q * STEPS) - 1 for q in (0.2, 0.4, 0.6, 0.8)]
-table("correlation with the final map", [f"step {i + 1}" for i in quarters], {w: [line[i] for i in quarters] for w, line in lines.items()})
+columns, rows = [f"step {i + 1}" for i in quarters], {word: [line[i] for i in quarters] for word, line in lines.items()}
+table("correlation with the final map", columns, rows)
 
 # %% [markdown]
 # ## A token has read the tokens before it
@@ -131,7 +132,8 @@ changed = PROMPT.replace("red", "blue")
 before, after = sd.encode_text([PROMPT, changed])
 difference = (before - after).norm(dim=-1) / before.norm(dim=-1)
 rows = {f"{positions[0]}: {word}": [float(difference[positions].mean())] for word, positions in words}
-table(f"relative change of the embeddings, {PROMPT!r} -> {changed!r}", ["change"], rows | {"padding": [float(difference[end + 1 :].mean())]})
+rows |= {"padding": [float(difference[end + 1 :].mean())]}
+table(f"relative change of the embeddings, {PROMPT!r} -> {changed!r}", ["change"], rows)
 
 # %% [markdown]
 # Tokens before the changed word stay exactly as they are. All later tokens change, because they have read the word. Lesson 3

@@ -1,7 +1,7 @@
 """Lesson 3: swap a word
 
-You will see a cat become a dog while the house beside it stays where it is: by hand in 15 lines, and with the library. Tables
-over several seeds ask which maps are needed, for how long, and from which noise. About 45 seconds on two CPU cores.
+You will see a cat become a dog while the house beside it stays where it is: by hand in 15 lines, and with the library. Figures
+and tables over seeds ask which maps are needed, for how long, and from which noise. About 45 seconds on two CPU cores.
 
     make lesson3 SEED=7 STEPS=50 SEEDS=8
 """
@@ -33,7 +33,7 @@ swap = minip2p.Swap(sd.tokenizer, PROMPTS, cross_replace_steps=0.8, self_replace
 edited = sd.generate(PROMPTS, edit=swap, **RUN)
 free = sd.generate(PROMPTS, **RUN)
 names = ["source", f"{NEW}, no control", f"{NEW}, Prompt-to-Prompt"]
-show(grid([[*free.images, edited.images[1]]], column_labels=names, caption=f"{WORDS}, seed {SEED}"), chosen, "01_swap")
+show(grid([[*free.images, edited.images[1]]], (), names, f"{WORDS}, seed {SEED}"), chosen, "01_swap")
 
 # %% [markdown]
 # ## By hand
@@ -76,7 +76,7 @@ print(f"by hand and by library: largest relative difference of the latents {diff
 # %% [markdown]
 # ## The maps before and after
 # The same swap from several seeds, which nobody picked. In the edit the new word has the map of the old word until the window
-# closes. To save time the code records the source's maps once, and later edits run the target alone.
+# closes. To save time, the source is recorded once, and later edits run the target alone.
 
 # %%
 recordings = [sd.record(SOURCE, seed=seed, steps=STEPS, guidance=GUIDANCE, progress=False) for seed in chosen.seeds]
@@ -99,9 +99,7 @@ show(panel_figure(rows, f"{WORDS}; maps: mean over steps, heads and {swaps[0].ma
 (NTH,) = sd.tokenizer.positions(SOURCE, OLD)
 
 
-class NthMap(minip2p.AttentionEdit):
-    """The map of one token from the source, all others the target's own."""
-
+class NthMap(minip2p.AttentionEdit):  # the map of one token from the source, all others the target's own
     def at(self, step, steps):
         self.open = step < int(0.8 * steps)
         return self
@@ -118,7 +116,8 @@ def targets(edit, prompts=PROMPTS):
 
 
 attempts = {"no control": [run.images[1] for run in freely], "n-th map alone": targets(NthMap())}
-attempts |= {"all word maps": targets(minip2p.Swap(sd.tokenizer, PROMPTS, 0.8, 0.0)), "and self-attention": [run.images[1] for run in swaps]}
+attempts |= {"all word maps": targets(minip2p.Swap(sd.tokenizer, PROMPTS, 0.8, 0.0))}
+attempts |= {"and self-attention": [run.images[1] for run in swaps]}
 show(grid(list(zip(sources, *attempts.values())), seeds, ["source", *attempts], WORDS), chosen, "03_which_maps")
 columns, rows = [f"{NEW}, no {OLD}", "layout"], {name: swap_row(detect, sources, p, OLD, NEW) for name, p in attempts.items()}
 table(f"{OLD} -> {NEW}, {seeds[0]} to {seeds[-1]}", columns, rows)
@@ -143,27 +142,26 @@ if detect:
 # is taller than a cat. Each column has other windows (word maps/self-attention); the rows are seeds.
 
 # %%
-SHAPE = "tree"
-OTHER = [SOURCE, SOURCE.replace(OLD, SHAPE)]
-WINDOWS = {"no control": (0.0, 0.0), "0.2/0": (0.2, 0.0), "0.8/0": (0.8, 0.0), "0.8/0.4": (0.8, 0.4), "0.8/0.8": (0.8, 0.8), "1/1": (1.0, 1.0)}
-sweep = {name: targets(minip2p.Swap(sd.tokenizer, OTHER, *windows), OTHER) for name, windows in WINDOWS.items()}
-show(grid(list(zip(sources, *sweep.values())), seeds, ["source", *sweep], f"{SOURCE!r}, {OLD} -> {SHAPE}, {STEPS} steps"), chosen, "04_window")
+SHAPE, OTHER = "tree", [SOURCE, SOURCE.replace(OLD, "tree")]
+WINDOWS = [(0, 0), (0.2, 0), (0.8, 0), (0.8, 0.4), (0.8, 0.8), (1, 1)]
+sweep = {f"{a}/{b}": targets(minip2p.Swap(sd.tokenizer, OTHER, a, b), OTHER) for a, b in WINDOWS}
+caption = f"{SOURCE!r}, {OLD} -> {SHAPE}, {STEPS} steps, guidance {GUIDANCE}"
+show(grid(list(zip(sources, *sweep.values())), seeds, ["source", *sweep], caption), chosen, "04_window")
 rows = {name: swap_row(detect, sources, pictures, OLD, SHAPE) for name, pictures in sweep.items()}
 table("windows: word maps/self-attention", [f"{SHAPE}, no {OLD}", "layout"], rows)
 
 # %% [markdown]
 # @@WINDOW@@
-
-# %% [markdown]
+#
 # ## From other noise
 # Here the target starts from the noise of another seed and takes the source's maps. Compare its outlines with the source's.
 
 # %%
 apart = torch.cat([sd.init_latents(SEED), sd.init_latents(SEED + 1)])
 others = [sd.generate(PROMPTS, latents=apart, steps=STEPS, guidance=GUIDANCE, edit=edit).images for edit in (None, swap)]
-names = ["source", f"seed {SEED + 1}, no control", f"seed {SEED + 1}, source's maps"]
-show(grid([[others[0][0], others[0][1], others[1][1]]], column_labels=names, caption=f"{WORDS}, seed {SEED}"), chosen, "05_other_noise")
-table("target from another seed", columns[1:], {"no control": [layout(*others[0])], "the source's maps": [layout(*others[1])]})
+names = ["source", "no control", "the source's maps"]
+show(grid([[others[0][0], others[0][1], others[1][1]]], (), names, f"{WORDS}, targets from seed {SEED + 1}"), chosen, "05_other_noise")
+table("target from another seed", columns[1:], {name: [layout(*images)] for name, images in zip(names[1:], others)})
 
 # %% [markdown]
 # ## Exercises

@@ -104,5 +104,69 @@ def test_a_page_shows_figures_that_are_there_and_small(lesson):
     assert len(figures) >= 3 and all(figure.exists() for figure in figures)
 
 
+# ---------------------------------------------------------------- what the lessons claim, in the tables of their pages
+
+Table = dict[str, dict[str, float]]  # row -> column -> number
+
+
+def page_table(lesson: int, caption: str) -> Table:
+    """The table of a page whose caption begins so."""
+    page = (PAGES / f"lesson{lesson}.md").read_text()
+    [lines] = re.findall(rf"^{re.escape(caption)}.*\n((?:.+\n)+?)(?=\n|```)", page, re.MULTILINE)
+    header, *rows = lines.splitlines()
+    ends = [match.end() for match in re.finditer(r"\S(?:\s?\S)*", header)]
+    columns = re.findall(r"\S(?:\s?\S)*", header)
+    found: Table = {}
+    for row in rows:
+        cells = list(re.finditer(r"\S(?:\s?\S)*", row))
+        values = {columns[ends.index(cell.end())]: cell.group() for cell in cells[1:] if cell.end() in ends}
+        numbers = {column: re.match(r"-?\d+(?:\.\d+)?", value) for column, value in values.items()}
+        found[cells[0].group()] = {column: float(number.group()) for column, number in numbers.items() if number}
+    return found
+
+
+RISING = [  # (lesson, caption of the table, column, rows in which the number does not fall and is larger at the end)
+    (1, "'a cat next to a house", "cat and house found", ["w = 0", "w = 1", "w = 7.5"]),
+    (1, "'a cat next to a house", "contrast", ["w = 0", "w = 1", "w = 7.5"]),
+    (3, "cat -> dog", "layout", ["no control", "n-th map alone", "all word maps", "and self-attention"]),
+    (3, "windows", "layout", ["0/0", "0.2/0", "0.8/0", "0.8/0.4", "0.8/0.8", "1/1"]),
+    (3, "windows", "tree, no cat", ["1/1", "0.8/0.8", "0.8/0.4"]),
+    (3, "target from another seed", "layout", ["no control", "the source's maps"]),
+    (4, "an object dropped", "layout", ["car dropped, no control", "car dropped, Prompt-to-Prompt"]),
+    (4, "an object dropped", "layout", ["car added, no control", "car added, Prompt-to-Prompt"]),
+    (6, "red -> blue house", "PSNR outside (dB)", ["swap", "swap, blend at 0.3"]),
+    (6, "red -> blue house", "layout inside", ["inpainting the box", "swap in the box"]),
+    (7, "4 unseen drawings", "guidance 7.5", ["5 steps, from t = 801", "25 steps, from t = 961", "50 steps, from t = 981"]),
+    (7, "4 generated pictures", "inverted noise: both", ["guidance 1", "guidance 3", "guidance 5", "guidance 7.5", "also inverted at 7.5"]),
+    (7, "one object swapped", "source", ["guidance 7.5", "guidance 5", "guidance 1"]),
+    (7, "PSNR in dB", "guidance 7.5", ["mean, unusual", "mean, usual"]),
+    (8, "reconstruction", "PSNR", ["one for all steps, budget x 1", "one for all steps, budget x 3", "one per step"]),
+    (8, "4 drawings", "edit's background", ["nothing", "empty prompt"]),
+    (8, "4 drawings", "edit's background", ["prompt", "empty prompt"]),
+    (9, "8 drawings", "source, dB", ["ddim", "negative-prompt", "null-text", "direct"]),
+    (9, "8 drawings", "background, dB", ["ddim", "direct", "null-text"]),
+    (9, "8 drawings", "evaluations", ["direct", "null-text"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("lesson, caption, column, rows", RISING, ids=lambda value: None)
+def test_claims_hold_in_the_tables_of_the_pages(lesson, caption, column, rows):
+    """The pages are written by `make pages` at the lessons' own settings."""
+    table = page_table(lesson, caption)
+    values = [table[row][column] for row in rows]
+    assert values == sorted(values) and values[0] < values[-1], values
+
+
+def test_control_keeps_more_of_the_layout_for_every_phrase_of_lesson_4():
+    rows = page_table(4, "'a car next to a castle' plus one phrase").values()
+    assert len(rows) == 6 and all(row["layout: 0.8/0.4"] > row["layout: no control"] for row in rows)
+
+
+def test_weights_of_lesson_5_go_the_right_way():
+    rows = page_table(5, "quantity of each word")
+    assert all(row["× -2"] <= row["× 0"] <= row["× 1"] for row in rows.values())
+    assert list(rows["night"].values()) == sorted(rows["night"].values())
+
+
 def test_pages_together_are_small():
     assert sum(path.stat().st_size for path in PAGES.rglob("*.png")) < 3_000_000

@@ -1,6 +1,5 @@
 """Half precision, torch's global settings, values that are not finite, and that the loop never waits for the device."""
 
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -13,6 +12,7 @@ from minip2p.devices import pick_device
 from minip2p.inversion import ddim_inversion
 from tests.conftest import TOY
 from tests.inversions import PROMPT, RATE, SIZE, input_picture
+from tests.torch_settings import SETTINGS, default_dtype
 
 PROMPTS = ["a red cat on the grass", "a red dog on the grass"]
 QUIET = {"progress": False}
@@ -72,40 +72,14 @@ def test_scores_beyond_float16_are_finite_where_maps_are_edited():
 # ---------------------------------------------------------------- torch's global settings
 
 
-@contextmanager
-def default_dtype(dtype: torch.dtype):
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
-@contextmanager
-def default_device(device: str):
-    torch.set_default_device(device)
-    try:
-        yield
-    finally:
-        torch.set_default_device(None)
-
-
-SETTINGS = {
-    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
-    "default dtype float64": lambda: default_dtype(torch.float64),
-    "default dtype bfloat16": lambda: default_dtype(torch.bfloat16),
-    "default device meta": lambda: default_device("meta"),
-    "inference_mode": torch.inference_mode,
-    "no_grad": torch.no_grad,
-}
-
-
 def numbers_of_a_run(sd: StableDiffusion, file) -> dict[str, torch.Tensor]:
     """What inverting, saving, loading, recording and editing give."""
     inversion = invert(sd, input_picture(), PROMPT, steps=2, size=SIZE, lr=RATE, inner_steps=2, **QUIET)
     inversion.save(file)
     blend = LocalBlend(sd.tokenizer, PROMPTS, ["cat", "dog"], exclude="grass", start=0.0, threshold=0.8)
-    edit = Reweight(sd.tokenizer, PROMPTS, {"dog": 2.0}, base=Add(sd.tokenizer, PROMPTS, {"default_": 0.8, "dog": (0.2, 1)}, 0.6, blend))
+    edit = Reweight(
+        sd.tokenizer, PROMPTS, {"dog": 2.0}, base=Add(sd.tokenizer, PROMPTS, {"default_": 0.8, "dog": (0.2, 1)}, 0.6, blend)
+    )
     result = sd.generate(PROMPTS, inversion=type(inversion).load(file), edit=edit, record="all", **QUIET)
     recording = sd.record(PROMPT, steps=2, size=SIZE, **QUIET)
     replayed = sd.generate(PROMPTS, recording=recording, edit=edit, **QUIET)

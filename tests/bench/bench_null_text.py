@@ -6,8 +6,8 @@
 
 A step is one conditional evaluation, the updates of the embedding, and the DDIM step. The published way runs through the same
 UNet, but it materialises all attention maps in float32, computes the gradients of all weights, and evaluates both halves of
-guidance again for the DDIM step. Each row is a process of its own. Its peak memory is that of the process or, on a GPU, of torch.
-On a CPU the seconds are processor time, summed over threads.
+guidance again for the DDIM step. All ways take turns in one process, and the table has the median of the ratios of a round. Peak
+memory is measured in a process of its own for each way. On a CPU the seconds are processor time, summed over threads.
 """
 
 import gc
@@ -36,6 +36,7 @@ GUIDANCE, LR = 7.5, 0.01
 class Size:
     unet: UNetConfig
     side: int  # of the latent
+    tokens: int
     updates: int
     rounds: int  # of which the median is taken
 
@@ -45,8 +46,8 @@ TOY = UNetConfig(
     cross_attention_dim=128, heads=(2, 2, 2),
 )  # fmt: skip
 SIZES = {
-    "cpu": {"toy": Size(TOY, 16, 10, 5), "sd1": Size(UNetConfig(), 32, 2, 1)},
-    "cuda": {"toy": Size(TOY, 16, 10, 5), "sd1": Size(UNetConfig(), 64, 10, 5)},
+    "cpu": {"toy": Size(TOY, 16, 32, 10, 9), "sd1": Size(UNetConfig(), 32, 77, 2, 1)},
+    "cuda": {"toy": Size(TOY, 16, 32, 10, 9), "sd1": Size(UNetConfig(), 64, 77, 10, 5)},
 }
 
 
@@ -85,41 +86,54 @@ def published(sd, pivot, text, guidance, updates, lr) -> None:
         ddim_step(z, uncond + guidance * (cond - uncond), a_from, a_to)
 
 
-def measure(name: str, device: str, way: str) -> dict[str, float]:
-    """One row, in this process: the median seconds of a step, the memory with only the model, and the peak, in MiB."""
-    size = SIZES[device][name]
+def dtype_of(way: str) -> torch.dtype:
+    return getattr(torch, way.removeprefix("ours, ")) if way.endswith("float16") else torch.float32
+
+
+def step_of(way: str, size: Size, unet: UNet, device: str):
+    """A function that runs one step of inversion this way."""
     torch.manual_seed(0)
-    torch.backends.cudnn.allow_tf32 = False
-    dtype = getattr(torch, way.removeprefix("ours, ")) if way.endswith("float16") else torch.float32
-    unet = random_unet(size.unet, dtype, device).requires_grad_(way == "published")
-    D = size.unet.cross_attention_dim
-    empty, text = torch.randn(2, 1, 77, D, device=device).to(dtype)
-    sd = SimpleNamespace(unet=unet, schedule=Schedule(), dtype=dtype, encode_text=lambda prompt: empty)
+    empty, text = torch.randn(2, 1, size.tokens, size.unet.cross_attention_dim, device=device).to(dtype_of(way))
+    sd = SimpleNamespace(unet=unet, schedule=Schedule(), dtype=dtype_of(way), encode_text=lambda prompt: empty)
     pivot = torch.randn(2, 4, size.side, size.side, device=device)
 
     def step():
+        unet.requires_grad_(way == "published")
+        unet.zero_grad()
         if way == "published":
             return published(sd, pivot, text, GUIDANCE, size.updates, LR)
         with torch.no_grad():
             return optimise_null_text(sd, pivot, text, GUIDANCE, size.updates, LR, "checkpointing" in way, progress=False)
 
+    return step
+
+
+def memory(size: Size, device: str, way: str) -> list[float]:
+    """[of the model alone, at the peak of a step], in MiB, of this process or of the GPU."""
+    unet = random_unet(size.unet, dtype_of(way), device)
     gc.collect()
     model = peak()
-    if device == "cuda":
-        step()  # to warm up: a GPU's first step loads and chooses its kernels
-        torch.cuda.synchronize()
-    else:
-        with torch.no_grad():
-            unet(pivot[:1].to(dtype), 500, text)
+    step_of(way, size, unet, device)()
+    return [model, peak()]
+
+
+def times(size: Size, device: str, ways: list[str]) -> dict[str, list[float]]:
+    """The seconds of a step of each way in each round, in this process, in turns."""
+    torch.backends.cudnn.allow_tf32 = False
+    unets = {dtype: random_unet(size.unet, dtype, device) for dtype in dict.fromkeys(map(dtype_of, ways))}
+    steps = {way: step_of(way, size, unets[dtype_of(way)], device) for way in ways}
     clock = time.perf_counter if device == "cuda" else time.process_time  # processor time, in which other programs do not count
-    seconds = []
-    for _ in range(size.rounds):
-        start = clock()
-        step()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(clock() - start)
-    return {"seconds": statistics.median(seconds), "model": model, "peak": peak()}
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    warm_up = device == "cuda" or size.rounds > 1
+    for round in range(size.rounds + warm_up):
+        for way, step in steps.items():
+            start = clock()
+            step()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            if round >= warm_up:
+                seconds[way].append(clock() - start)
+    return seconds
 
 
 def peak() -> float:
@@ -130,25 +144,31 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
+def in_a_process(*arguments: str):
+    """What this file prints when it is called with these arguments."""
+    command = [sys.executable, "-m", "tests.bench.bench_null_text", *arguments]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+
+
 def main() -> None:
-    if len(sys.argv) == 4:
-        print(json.dumps(measure(*sys.argv[1:])))
-        return
-    name, device = (*sys.argv[1:], *["toy", "cuda" if torch.cuda.is_available() else "cpu"][len(sys.argv) - 1 :])
+    name, device, *way = (*sys.argv[1:], *["toy", "cuda" if torch.cuda.is_available() else "cpu"][len(sys.argv) - 1 :])
     if device not in SIZES or name not in SIZES[device]:
         sys.exit(f"there is no {name!r} on {device!r}: give toy or sd1, then cpu or cuda")
     size = SIZES[device][name]
-    print(
-        f"{name}, latent {size.side} x {size.side}, {size.updates} updates, {device}, float32 if not said, median of {size.rounds}"
-    )
-    print(f"{'':22}{'seconds':>10}{'ratio':>8}{'peak MiB':>11}{'above the model':>18}", flush=True)
-    first = None
-    for way in WAYS if device == "cuda" else WAYS[:-1]:  # CPUs compute float16 slowly
-        command = [sys.executable, "-m", "tests.bench.bench_null_text", name, device, way]
-        row = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
-        first = first or row["seconds"]
-        above = row["peak"] - row["model"]
-        print(f"{way:22}{row['seconds']:>10.2f}{row['seconds'] / first:>8.2f}{row['peak']:>11.0f}{above:>18.0f}", flush=True)
+    ways = list(WAYS if device == "cuda" else WAYS[:-1])  # CPUs compute float16 slowly
+    if way:
+        print(json.dumps(times(size, device, ways) if way == ["all"] else memory(size, device, *way)))
+        return
+    of = f"latent {size.side} x {size.side}, {size.updates} updates, {device}, float32 if not said, median of {size.rounds}"
+    print(f"{name}, {of}")
+    print(f"{'':22}{'seconds':>10}{'ratio':>8}{'from - to':>14}{'peak MiB':>11}{'above the model':>18}", flush=True)
+    seconds = in_a_process(name, device, "all")
+    for way in ways:
+        ratios = [ours / theirs for ours, theirs in zip(seconds[way], seconds["published"])]
+        model, most = in_a_process(name, device, way)
+        took = f"{statistics.median(seconds[way]):>10.2f}{statistics.median(ratios):>8.2f}"
+        spread = f"{min(ratios):.2f} - {max(ratios):.2f}"
+        print(f"{way:22}{took}{spread:>14}{most:>11.0f}{most - model:>18.0f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,42 +1,12 @@
 """Torch's global settings while a model is loaded: no effect on its numbers, nor on the gradients that need it later."""
 
-from contextlib import contextmanager
-
 import pytest
 import torch
 
 from minip2p import StableDiffusion
 from minip2p.scheduler import Schedule
 from tests.checkpoints import copy
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-@contextmanager
-def default_device(device: str):
-    torch.set_default_device(device)
-    try:
-        yield
-    finally:
-        torch.set_default_device(None)
-
-
-SETTINGS = {
-    "default dtype float64": lambda: default_dtype(torch.float64),
-    "default dtype float16": lambda: default_dtype(torch.float16),
-    "default device meta": lambda: default_device("meta"),
-    "inference_mode": torch.inference_mode,
-    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
-    "no_grad": torch.no_grad,
-}
+from tests.torch_settings import SETTINGS
 
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
