@@ -10,9 +10,10 @@ one number that decides how closely the picture follows the prompt, the guidance
 import torch
 
 from lessons.common import ROOT, finish, load, percent, settings, show, table
-from lessons.measure import detector, mean, pixels, psnr
+from lessons.measure import detector, mean
 from minip2p.figures import grid
 from minip2p.images import open_image
+from weights.scorecard.measures import pixels, psnr
 
 chosen = settings("lesson1")
 sd, detect = load(chosen), detector(chosen)
@@ -104,13 +105,14 @@ table(f"{PROMPT!r}, seeds {chosen.seeds[0]} to {chosen.seeds[-1]}", [f"{' and '.
 # %% [markdown]
 # ## The negative prompt
 # The unconditional half need not be an empty prompt. Guidance moves away from whatever it says, so this is the place for what
-# the picture should not show: the *negative prompt*. Null-text inversion (lesson 8) uses the same place.
+# the picture should not show: the *negative prompt*. "a house" does not say a colour. With "a red house" as the negative prompt,
+# the houses turn away from red. Null-text inversion (lesson 8) uses the same place for an embedding that it optimises.
 
 # %%
-NEGATIVE = "on a cloudy day"
-pairs = [[sd.generate(PROMPT, seed=seed, steps=STEPS, negative=words).images[0] for seed in chosen.seeds] for words in ("", NEGATIVE)]
-show(grid(pairs, ["negative: none", f"negative: {NEGATIVE!r}"], columns, f"{PROMPT!r}, {STEPS} steps"), chosen, "04_negative")
-by_hand = sd.decode_latents(denoise(sd.init_latents(SEED), PROMPT, GUIDANCE, NEGATIVE))[0]
+HOUSE, NEGATIVE = "a house", "a red house"
+pairs = [[sd.generate(HOUSE, seed=seed, steps=STEPS, negative=words).images[0] for seed in chosen.seeds] for words in ("", NEGATIVE)]
+show(grid(pairs, ["negative: none", f"negative: {NEGATIVE!r}"], columns, f"{HOUSE!r}, {STEPS} steps"), chosen, "04_negative")
+by_hand = sd.decode_latents(denoise(sd.init_latents(SEED), HOUSE, GUIDANCE, NEGATIVE))[0]
 print(f"negative prompt by hand and by library: PSNR {psnr(by_hand, pairs[1][0]):.0f} dB (100 dB: the same picture)")
 
 # %% [markdown]

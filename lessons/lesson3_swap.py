@@ -11,10 +11,11 @@ import torch
 
 import minip2p
 from lessons.common import finish, load, settings, show, table
-from lessons.measure import detector, layout, mixed_embeddings, run_targets, swap_row
+from lessons.measure import detector, mixed_embeddings, run_targets, swap_row
 from minip2p.figures import grid
 from minip2p.figures.panels import Panel, panel_figure
 from minip2p.scheduler import ddim_step
+from weights.scorecard.measures import layout
 
 chosen = settings("lesson3")
 sd, detect = load(chosen), detector(chosen)
@@ -91,33 +92,20 @@ show(panel_figure(rows, f"{WORDS}; maps: mean over steps, heads and {swaps[0].ma
 
 # %% [markdown]
 # ## Which maps are needed?
-# The simplest idea replaces one column: the map of the n-th token, which is the swapped word. The figure compares it with the
-# maps of all tokens, and with these and self-attention. In the table, layout is the correlation of the edges with the source's
-# (1: the same outlines). A detector that knows the toy's objects looks for the dog, and for a cat that is left.
+# The simplest idea replaces one column: the map of the n-th token, which is the swapped word. In the library a window can belong
+# to one word. The figure compares this with the maps of all tokens, and with these and self-attention. In the table, layout is the
+# correlation of the edges with the source's (1: the same outlines). A detector that knows the toy's objects looks for the dog, and
+# for a cat that is left.
 
 # %%
-(NTH,) = sd.tokenizer.positions(SOURCE, OLD)
-
-
-class NthMap(minip2p.AttentionEdit):  # the map of one token from the source, all others the target's own
-    def at(self, step, steps):
-        self.open = step < int(0.8 * steps)
-        return self
-
-    def __call__(self, attn, site):
-        if self.open and site.kind == "cross":
-            attn = attn.clone()
-            attn[1:, ..., NTH] = attn[:1, ..., NTH]
-        return attn
-
-
 def targets(edit, prompts=PROMPTS):
     return [run.images[1] for run in run_targets(sd, recordings, prompts, edit)]
 
 
-attempts = {"no control": [run.images[1] for run in freely], "n-th map alone": targets(NthMap())}
-attempts |= {"all word maps": targets(minip2p.Swap(sd.tokenizer, PROMPTS, 0.8, 0.0))}
-attempts |= {"and self-attention": [run.images[1] for run in swaps]}
+attempts = {"no control": [run.images[1] for run in freely]}
+attempts["n-th map alone"] = targets(minip2p.Swap(sd.tokenizer, PROMPTS, {"default_": 0.0, NEW: 0.8}, 0.0))
+attempts["all word maps"] = targets(minip2p.Swap(sd.tokenizer, PROMPTS, 0.8, 0.0))
+attempts["and self-attention"] = [run.images[1] for run in swaps]
 show(grid(list(zip(sources, *attempts.values())), seeds, ["source", *attempts], WORDS), chosen, "03_which_maps")
 columns, rows = [f"{NEW}, no {OLD}", "layout"], {name: swap_row(detect, sources, p, OLD, NEW) for name, p in attempts.items()}
 table(f"{OLD} -> {NEW}, {seeds[0]} to {seeds[-1]}", columns, rows)
@@ -131,7 +119,7 @@ table(f"{OLD} -> {NEW}, {seeds[0]} to {seeds[-1]}", columns, rows)
 
 # %%
 if detect:
-    rows = mixed_embeddings(sd, detect, PROMPTS, (OLD, NEW), NTH, chosen.seeds, STEPS, GUIDANCE)
+    rows = mixed_embeddings(sd, detect, PROMPTS, (OLD, NEW), chosen.seeds, STEPS, GUIDANCE)
     table(f"tokens from the prompt with {NEW!r}, {seeds[0]} to {seeds[-1]}", columns[:1], rows)
 
 # %% [markdown]

@@ -84,9 +84,7 @@ new = torch.tensor([partner < 0 for partner in partners], device=sd.device)
 column = torch.tensor(partners, device=sd.device).clamp(min=0)
 
 
-class AddByHand(minip2p.AttentionEdit):
-    """The library calls `at` once per step, then passes the maps of cross-attention and low-resolution self-attention."""
-
+class AddByHand(minip2p.AttentionEdit):  # the library calls `at` once per step, then passes each layer's maps
     def at(self, step, steps):
         self.cross_open, self.self_open = step < int(0.8 * steps), step < int(0.4 * steps)
         return self

@@ -106,14 +106,12 @@ print(f"by hand and by library: largest relative difference of the latents {diff
 show(mask_growth(local, swap_inside(words="house"), CAPTION), chosen, "02_mask")
 
 # %% [markdown]
-# ## Threshold and excluded words
+# ## The threshold
 # The threshold is a share of the map's own maximum. With a low one the mask covers more than the house, with a high one only a
-# part of the house. `exclude` removes the places of other words. It uses the same threshold, so it also removes those parts of
-# the house where the map of "tree" exceeds 0.3 of its maximum.
+# part of the house. (`LocalBlend(..., exclude="tree")` would also remove the places of other words.)
 
 # %%
 CHOICES = {f"threshold {value}": {"words": "house", "threshold": value} for value in (0.15, 0.3, 0.5, 0.8)}
-CHOICES["0.3, exclude tree"] = {"words": "house", "exclude": "tree"}
 results = [run(swap_inside(**choice)) for choice in CHOICES.values()]
 lines = [[result.images[1] for result in results], [mask_picture(result) for result in results]]
 notes = [[f"mask {result.masks[-1].mean():.0%}" for result in results], [""] * len(results)]

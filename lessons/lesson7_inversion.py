@@ -11,11 +11,12 @@ import torch
 
 import minip2p
 from lessons.common import finish, load, settings, show, table
-from lessons.measure import detector, psnr
+from lessons.measure import detector
 from lessons.measure_inversions import edits_after_ddim, tasks, unusual
 from lessons.pictures import picture
 from minip2p.figures import curves, grid
 from minip2p.scheduler import ddim_step
+from weights.scorecard.measures import psnr
 
 chosen = settings("lesson7")
 sd, detect = load(chosen), detector(chosen)
@@ -137,8 +138,7 @@ table(f"{len(true)} generated pictures, there and back: relative error of the la
 # The middle column grows: guidance does amplify the inversion's error. But with guidance the first column, which has no such
 # error, is larger. A perfect inversion would not return to the picture at guidance 7.5 either. Inverting at 7.5 as well (last
 # row) does not help: guidance then amplifies the error of every step of the inversion itself.
-
-# %% [markdown]
+#
 # ## An edit straight after the inversion
 # Each drawing's first object becomes another one, by the swap of lesson 3. At guidance 1 source and background are kept best,
 # but new objects are weak, and not every edit succeeds. With more guidance the edits succeed on a picture that is no longer the

@@ -14,12 +14,13 @@ import torch.nn.functional as F
 
 import minip2p
 from lessons.common import finish, load, settings, show, table
-from lessons.measure import detector, psnr
+from lessons.measure import detector
 from lessons.measure_inversions import one_embedding, summary, tasks, tuned_prompt
 from lessons.pictures import picture
 from minip2p.figures import curves, grid
 from minip2p.inversion import GRADIENT_SCALE
 from minip2p.scheduler import ddim_step
+from weights.scorecard.measures import psnr
 
 chosen = settings("lesson8")
 sd, detect = load(chosen), detector(chosen)

@@ -14,11 +14,12 @@ import torch
 
 import minip2p
 from lessons.common import finish, load, settings, show, table
-from lessons.measure import detector, mean, psnr
+from lessons.measure import detector, mean
 from lessons.measure_inversions import compare, limit, remaining, summary, tasks
 from lessons.pictures import picture
 from minip2p.figures import curves, grid
 from minip2p.scheduler import ddim_step
+from weights.scorecard.measures import psnr
 
 chosen = settings("lesson9")
 sd, detect = load(chosen), detector(chosen)

@@ -6,57 +6,22 @@ world: `detector(chosen)` is None for another model, and every column that needs
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
 
 from lessons.common import Settings, percent
 from minip2p import Recording, Result, StableDiffusion
 from minip2p.compose import Chain
-from weights.scorecard.measures import overlap
+from weights.scorecard.measures import layout, overlap, pixels
 from weights.toyworld import judge
 from weights.toyworld.judge import Verdict
 
 # ---------------------------------------------------------------- pixels
 
 
-def pixels(picture: Image.Image) -> Tensor:
-    """(height, width, 3), float32 in [0, 1]."""
-    return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)
-
-
-def psnr(a: Image.Image, b: Image.Image, where: Tensor | None = None) -> float:
-    """Peak signal-to-noise ratio in dB, higher is more alike: below 15 dB pictures differ widely, above 40 dB invisibly.
-
-    where: (height, width) bool, the pixels to compare; None: all.
-    """
-    error = (pixels(a) - pixels(b)).square().mean(-1)
-    error = error if where is None else error[where]
-    return float(-10 * error.mean().clamp(min=1e-10).log10())
-
-
-def layout(a: Image.Image, b: Image.Image) -> float:
-    """Layout similarity: the correlation of the pictures' edges, averaged over 16 x 16 cells. 1: outlines in the same places.
-
-    Edges are the gradient magnitude of the grey picture. Unrelated pictures are above 0, since most have a horizon.
-    """
-    edges = [torch.stack(torch.gradient(pixels(picture).mean(-1))).norm(dim=0) for picture in (a, b)]
-    return float(torch.corrcoef(torch.stack([F.adaptive_avg_pool2d(edge[None], 16).flatten() for edge in edges]))[0, 1])
-
-
 def changed(a: Image.Image, b: Image.Image, by: float = 0.15) -> float:
     """The share of pixels in which a colour channel differs by more than `by` of its range."""
     return float(((pixels(a) - pixels(b)).abs().amax(-1) > by).float().mean())
-
-
-def outside(boxes: Sequence[tuple[float, float, float, float]], size: tuple[int, int]) -> Tensor:
-    """(height, width) bool: the pixels outside boxes (x0, y0, x1, y1) of a picture of size (width, height)."""
-    mask = torch.ones(size[1], size[0], dtype=torch.bool)
-    for x0, y0, x1, y1 in boxes:
-        mask[max(0, int(y0)) : int(y1) + 1, max(0, int(x0)) : int(x1) + 1] = False
-    return mask
 
 
 # ---------------------------------------------------------------- the detector of the toy's world
@@ -101,12 +66,13 @@ def swap_row(detect, sources: Sequence[Image.Image], targets: Sequence[Image.Ima
 
 
 @torch.no_grad()
-def mixed_embeddings(sd: StableDiffusion, detect, prompts, words: tuple[str, str], n: int, seeds, steps: int, guidance: float) -> dict:
+def mixed_embeddings(sd: StableDiffusion, detect, prompts, words: tuple[str, str], seeds, steps: int, guidance: float) -> dict:
     """How often pictures show the new word's object and not the old one's, by which tokens come from the target's embedding.
 
     The text embedding is the source's but for the n-th token, the tokens after it, or both. No map is edited.
     """
     source, target = sd.encode_text(prompts)
+    [n] = sd.tokenizer.positions(prompts[1], words[1])
     position = torch.arange(len(source), device=source.device)[:, None]
     chosen = {"the n-th": position == n, "all after it": position > n, "both": position >= n}
     starts, rows = torch.cat([sd.init_latents(seed) for seed in seeds]), {}

@@ -12,9 +12,9 @@ from PIL import Image, ImageChops
 from torch import Tensor
 
 from lessons.common import Settings, percent
-from lessons.measure import layout, mean, outside, pixels, psnr
+from lessons.measure import mean
 from minip2p import Add, Edit, LocalBlend, Recording, Result, Reweight, StableDiffusion, Swap
-from weights.scorecard.measures import quantity
+from weights.scorecard.measures import layout, outside, pixels, psnr, quantity
 from weights.toyworld.judge import Verdict
 
 Pictures = list[list[Image.Image]]  # [seed][prompt], the source first

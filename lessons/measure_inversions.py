@@ -10,13 +10,14 @@ from PIL import Image
 from torch import Tensor
 
 from lessons.common import percent
-from lessons.measure import mean, outside, psnr, swapped
+from lessons.measure import mean, swapped
 from lessons.pictures import UNSEEN, USUAL, picture
 from minip2p import Inversion, StableDiffusion, Swap, invert
 from minip2p.edits import Edit
 from minip2p.images import open_image
 from minip2p.inversion import GRADIENT_SCALE
 from minip2p.scheduler import ddim_step
+from weights.scorecard.measures import outside, psnr
 from weights.toyworld import world
 
 OTHER = {"cat": "dog", "car": "bicycle", "house": "castle", "tree": "flower", "boat": "ball"}  # which noun is swapped for which

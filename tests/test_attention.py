@@ -78,7 +78,9 @@ def test_an_object_with_the_four_methods_is_an_edit(sd, plain):
     duck, sites = Duck(), sd.unet.sites(16, 16)
     result = sd.generate(PROMPTS, edit=duck, **SMALL)
     mid = next(site for site in sites if site.kind == "cross" and site.place == "mid")
-    per_step = [e for site in sites for e in [("wants", site)] + [("call", site)] * (site == mid)] + [("after_step", (2, 4, 16, 16))]
+    per_step = [e for site in sites for e in [("wants", site)] + [("call", site)] * (site == mid)] + [
+        ("after_step", (2, 4, 16, 16))
+    ]
     assert duck.asked == [e for step in range(STEPS) for e in [("at", step, STEPS), *per_step]]
 
     class Halve(AttentionEdit):
@@ -253,7 +255,9 @@ def constant_maps(site: Site, value: float, rows: int) -> Tensor:
     return torch.tensor(value).expand(rows, site.height * site.width, T)
 
 
-@pytest.mark.parametrize("size, finest", [((64, 64), (16, 16)), ((96, 96), (24, 24)), ((128, 128), (32, 32)), ((64, 96), (16, 24))])
+@pytest.mark.parametrize(
+    "size, finest", [((64, 64), (16, 16)), ((96, 96), (24, 24)), ((128, 128), (32, 32)), ((64, 96), (16, 24))]
+)
 def test_edits_blend_and_word_maps_read_the_same_layers(sd, real_unet, size, finest):
     """Stable Diffusion 2 at 512, 768 and 1024 pixels: a quarter of the latent's side, and the middle block below it."""
     sites = real_unet.sites(*size)
@@ -268,7 +272,9 @@ def test_edits_blend_and_word_maps_read_the_same_layers(sd, real_unet, size, fin
 
     five = [site for site in cross if (site.height, site.width) == finest]
     assert finest_low_resolution(sites) == finest_low_resolution(cross) == five and len(five) == 5
-    maps = Maps(sd.tokenizer, tuple(PROMPTS), {site: constant_maps(site, 0.5 if site in five else 9.0, 2)[None] for site in cross})
+    maps = Maps(
+        sd.tokenizer, tuple(PROMPTS), {site: constant_maps(site, 0.5 if site in five else 9.0, 2)[None] for site in cross}
+    )
     assert maps.word("cat", mean=True).shape == finest and (maps.word("cat") == 0.5).all()
     assert maps.layers() == f"5 layers of {finest[0]} x {finest[1]}"
 
@@ -287,7 +293,9 @@ def test_small_latents_and_few_levels_have_low_resolution_layers_too(real_unet):
     at_256 = [site for site in real_unet.sites(32, 32) if site.low_resolution]
     assert {site.height for site in at_256} == {16, 8, 4} and {s.height for s in finest_low_resolution(at_256)} == {16}
     with torch.device("meta"):
-        one_level = UNet(UNetConfig(block_out_channels=(32, 32), down_attention=(True, False), mid_block=False, cross_attention_dim=8))
+        one_level = UNet(
+            UNetConfig(block_out_channels=(32, 32), down_attention=(True, False), mid_block=False, cross_attention_dim=8)
+        )
     sites = one_level.sites(48, 48)
     assert {site.height for site in sites} == {48} and all(site.low_resolution for site in sites), "the coarsest there are"
 
@@ -312,3 +320,25 @@ def test_a_reweighting_is_asked_at_every_cross_attention_layer(sd, real_unet):
     assert [site for site in real_unet.sites(64, 64) if edit.wants(site)] == [
         site for site in real_unet.sites(64, 64) if site.kind == "cross"
     ]
+
+
+def test_a_new_edit_is_a_few_lines(sd):
+    """As a reader would write it from the docstrings: one word's attention raised to a power, rows summing to one again."""
+
+    class Sharpened(AttentionEdit):
+        def __init__(self, positions, power):
+            self.positions, self.power = positions, power
+
+        def wants(self, site):
+            return site.kind == "cross"
+
+        def __call__(self, attn, site):
+            attn = attn.clone()
+            attn[..., self.positions] **= self.power
+            return attn / attn.sum(-1, keepdim=True)
+
+    positions = sd.tokenizer.positions("a cat", "cat")
+    options = {"steps": 2, "record": True, "progress": False}
+    plain, sharper = (sd.generate("a cat", edit=Sharpened(positions, power), **options) for power in (1.0, 0.5))
+    assert sharper.maps.word("cat").mean() > 1.5 * plain.maps.word("cat").mean()
+    assert torch.allclose(sharper.maps.tokens().sum(-1), torch.ones(()), atol=0.01)

@@ -12,7 +12,7 @@ import minip2p
 from weights.scorecard import report, run, trials
 from weights.scorecard.__main__ import FULL
 from weights.scorecard.beside import Beside, only_nth
-from weights.scorecard.measures import layout, overlap, psnr, quantity
+from weights.scorecard.measures import layout, outside, overlap, psnr, quantity
 from weights.toyworld import judge, world
 from weights.toyworld.judge import Found
 
@@ -41,9 +41,9 @@ def test_psnr_counts_only_what_is_outside_the_boxes():
     a, b = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64, 3), np.uint8)
     b[10:20, 30:40] = 255  # rows, columns
     a, b = Image.fromarray(a), Image.fromarray(b)
-    assert psnr(a, b, [at(30, 10, 40, 20), None]) == pytest.approx(100)
+    assert psnr(a, b, outside([(30, 10, 40, 20)], a.size)) == pytest.approx(100)
     assert psnr(a, b) == pytest.approx(-10 * np.log10(100 / 64**2))
-    assert psnr(a, b, [at(0, 0, 64, 64)]) is None
+    assert psnr(a, b, outside([(0, 0, 64, 64)], a.size)) is None
 
 
 def test_layout_follows_edges_and_not_colours():

@@ -19,7 +19,7 @@ from weights.scorecard.run import run
 from weights.toyworld.sizes import SIDE
 
 ROOT = Path(__file__).resolve().parents[2]
-FULL = {"prompt": 20, "maps": 100, "swap": 100, "reweight": 48, "inversion": 6, "truth": 6}
+FULL = {"prompt": 20, "maps": 100, "swap": 205, "reweight": 72, "inversion": 8, "truth": 6}
 QUICK = {"prompt": 2, "maps": 2, "swap": 2, "reweight": 6, "inversion": 1, "truth": 1}
 STEPS, QUICK_STEPS = 20, 5
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor
 
 from weights.toyworld.judge import Found
 
@@ -20,25 +21,41 @@ def overlap(a: Found | None, b: Found | None) -> float:
     return shared / (sum(areas) - shared)
 
 
-def psnr(a: Image.Image, b: Image.Image, boxes: Sequence[Found | None] = ()) -> float | None:
-    """PSNR in dB of two pictures outside the boxes of these objects; None if nothing is outside."""
-    outside = np.ones((a.height, a.width), bool)
-    for x0, y0, x1, y1 in (found.box for found in boxes if found):
-        outside[max(0, int(y0)) : int(y1) + 1, max(0, int(x0)) : int(x1) + 1] = False
-    error = (np.asarray(a, float) - np.asarray(b, float))[outside] / 255
-    return float(-10 * np.log10(max(np.square(error).mean(), 1e-10))) if outside.any() else None
+def pixels(picture: Image.Image) -> Tensor:
+    """(height, width, 3), float32 in [0, 1]."""
+    return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)
+
+
+def outside(boxes: Sequence[tuple[float, float, float, float]], size: tuple[int, int]) -> Tensor:
+    """(height, width) bool: the pixels outside boxes (x0, y0, x1, y1) of a picture of size (width, height)."""
+    mask = torch.ones(size[1], size[0], dtype=torch.bool)
+    for x0, y0, x1, y1 in boxes:
+        mask[max(0, int(y0)) : int(y1) + 1, max(0, int(x0)) : int(x1) + 1] = False
+    return mask
+
+
+def psnr(a: Image.Image, b: Image.Image, where: Tensor | None = None) -> float | None:
+    """Peak signal-to-noise ratio in dB, higher is more alike: below 15 dB pictures differ widely, above 40 dB invisibly.
+
+    where: (height, width) bool, the pixels to compare; None: all. Returns None if there are none.
+    """
+    error = (pixels(a) - pixels(b)).square().mean(-1)
+    error = error if where is None else error[where]
+    return float(-10 * error.mean().clamp(min=1e-10).log10()) if error.numel() else None
 
 
 def layout(a: Image.Image, b: Image.Image) -> float:
-    """The correlation of the two pictures' edges, averaged over 16 x 16 cells; 1: outlines in the same places."""
-    greys = [torch.from_numpy(np.asarray(picture, np.float32)).mean(-1) for picture in (a, b)]
-    edges = [torch.stack(torch.gradient(grey)).norm(dim=0) for grey in greys]
+    """Layout similarity: the correlation of the pictures' edges, averaged over 16 x 16 cells. 1: outlines in the same places.
+
+    Edges are the gradient magnitude of the grey picture. Unrelated pictures are above 0, since most have a horizon.
+    """
+    edges = [torch.stack(torch.gradient(pixels(picture).mean(-1))).norm(dim=0) for picture in (a, b)]
     return float(torch.corrcoef(torch.stack([F.adaptive_avg_pool2d(edge[None], 16).flatten() for edge in edges]))[0, 1])
 
 
 def quantity(word: str, image: Image.Image, place: np.ndarray) -> float:
     """How much of a graded word a picture shows, from 0 to 1, from its pixels. place: where the red object is."""
-    rgb = torch.from_numpy(np.asarray(image, np.float32) / 255)
+    rgb = pixels(image)
     third, half = len(rgb) // 3, len(rgb) // 2
     sky, ground = rgb[:third], rgb[half:].reshape(-1, 3)
     if word == "night":  # darkness

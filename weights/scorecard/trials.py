@@ -15,7 +15,7 @@ from torch import Tensor
 from minip2p import LocalBlend, Reweight, StableDiffusion, Swap, invert
 from minip2p.attention import Site
 from weights.scorecard.beside import Beside, only_nth
-from weights.scorecard.measures import layout, overlap, psnr, quantity
+from weights.scorecard.measures import layout, outside, overlap, psnr, quantity
 from weights.toyworld import world
 from weights.toyworld.judge import Judge, compare, test
 from weights.toyworld.scene import PLACES
@@ -165,7 +165,7 @@ def swap(bench: Bench, number: int) -> dict:
             "swapped": after.find(new) is not None and after.find(old) is None,
             "kept": overlap(*kept) > 0.5, "place": overlap(*edited) > 0.5, "layout": layout(images[0], image),
             "colour": None if None in kept else kept[0].colour == kept[1].colour,
-            "background": psnr(images[0], image, edited) if all(edited) else None,
+            "background": psnr(images[0], image, outside([found.box for found in edited], image.size)) if all(edited) else None,
         }  # fmt: skip
     return {"valid": sorted(thing.noun for thing in source.things) == sorted((old, other)), "rows": rows}
 
@@ -204,6 +204,8 @@ def inversion(bench: Bench, number: int) -> dict:
         edited = (before.find(old), after.find(new))
         rows[method] = {
             "source": psnr(picture, images[0]),
-            "background": psnr(picture, images[1], edited) if all(edited) else None,
+            "background": psnr(picture, images[1], outside([found.box for found in edited], picture.size))
+            if all(edited)
+            else None,
         }
     return {"valid": before.find(old) is not None, "rows": rows}
