@@ -15,19 +15,15 @@ from minip2p.tokenizer import CLIPTokenizer
 
 @contextmanager
 def plain_torch(device: torch.device):
-    """Torch's own settings for a block of code: float32 by default, no autocast, no inference mode.
+    """A block of code without the caller's autocast and inference mode, and without gradients.
 
-    A caller's settings would change the pictures (autocast rounds the null text's updates to nothing) or stop the gradients.
+    Autocast would change the pictures (it rounds the null text's updates to nothing), inference mode would stop null-text's
+    gradients. The default dtype and device need no guard, because every new tensor here says its own.
     """
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
     has_autocast = torch.amp.is_autocast_available(device.type)
     off = torch.autocast(device.type, torch.bfloat16, enabled=False) if has_autocast else nullcontext()
-    try:
-        with torch.inference_mode(False), off, torch.no_grad():
-            yield
-    finally:
-        torch.set_default_dtype(default)
+    with torch.inference_mode(False), off, torch.no_grad():
+        yield
 
 
 # ---------------------------------------------------------------- numbers and sizes

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTextConfig
 
-from minip2p import CheckpointError, configs, weight_files
+from minip2p import CheckpointError, PromptError, RequestError, configs, weight_files
 from tests.checkpoints import TEXT, UNET, VAE_, change, config_of, configure, load, put, refused
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 3438167534\n"
@@ -321,3 +321,8 @@ def test_damaged_files_are_refused(sd1, tmp_path, data):
     with pytest.raises(CheckpointError, match=r"model.safetensors (is|has) [^\n]+$"):
         if weight_files.read_safetensors(file)[0] == {}:
             load(file)  # `{}` is a whole file of no tensors
+
+
+def test_what_a_caller_can_catch():
+    """As the contract says: every refusal is a ValueError, and one about words or prompts is a request that cannot be met."""
+    assert issubclass(PromptError, RequestError) and issubclass(RequestError, ValueError) and issubclass(CheckpointError, ValueError)
