@@ -22,18 +22,19 @@ SEED, STEPS, GUIDANCE = chosen.seed, chosen.steps, 7.5
 SOURCE = "a car next to a castle"
 NIGHT = [SOURCE, f"at night, {SOURCE}"]
 RUN, CAPTION = {"seed": SEED, "steps": STEPS, "guidance": GUIDANCE}, f"seed {SEED}, {STEPS} steps, guidance {GUIDANCE}"
+SEEDS = f"seeds {chosen.seeds[0]} to {chosen.seeds[-1]}"
 
 # %% [markdown]
 # ## With and without control
-# Both prompts start from the same noise. Without control the longer prompt draws a new picture, in which things may move. With
-# Prompt-to-Prompt the new phrase changes the picture of the source. How much moves depends on the seed: four follow below.
+# Both prompts start from the same noise. Without control the longer prompt draws a new picture. With Prompt-to-Prompt the new
+# phrase changes the picture of the source. How much moves without control depends on the seed: four follow below.
 
 # %%
 add = minip2p.Add(sd.tokenizer, NIGHT, cross_replace_steps=0.8, self_replace_steps=0.4)
 edited = sd.generate(NIGHT, edit=add, record="all", **RUN)
 free = sd.generate(NIGHT, record=True, **RUN)
-names = ["source", "at night, no control", "at night, Prompt-to-Prompt"]
-show(grid([[*free.images, edited.images[1]]], (), names, f"{SOURCE!r} + 'at night', {CAPTION}"), chosen, "01_add")
+names, caption = ["source", "at night, no control", "at night, Prompt-to-Prompt"], f"{SOURCE!r} + 'at night', {CAPTION}"
+show(grid([[*free.images, edited.images[1]]], (), names, caption), chosen, "01_add")
 
 # %% [markdown]
 # ## Which token is which: the alignment
@@ -78,8 +79,7 @@ print(f"partners of the tokens of {NIGHT[1]!r}: {partners}")
 # j has a partner, and 0 if it is new.
 
 # %%
-T = sd.tokenizer.context
-partners += [max(j, len(source)) for j in range(len(target), T)]  # len(source): the source's first padding
+partners += [max(j, len(source)) for j in range(len(target), sd.tokenizer.context)]  # len(source): the source's first padding
 new = torch.tensor([partner < 0 for partner in partners], device=sd.device)
 column = torch.tensor(partners, device=sd.device).clamp(min=0)
 
@@ -139,15 +139,13 @@ show(grid(lines, labels, ["source", *PHRASES], f"{SOURCE!r} plus one phrase, {ST
 
 # %% [markdown]
 # ## How long to hold on
-# When they add a style, the paper's authors hold the source's maps for 0.5 of the steps in cross-attention and 0.2 in self-attention.
-# Otherwise they hold them for 0.8 and 0.4. The table compares both. "Shown" counts the pictures in which the detector sees the
-# phrase. Layout is the correlation of the edges with the source's (1: the same outlines). A phrase that recolours the picture
-# changes edges too, so a perfect edit stays below 1. With control every phrase keeps more of the layout. On the toy a style
-# needs no shorter window: it shows with both, and the longer windows keep more. A cost is seen above: there are fewer flowers.
+# The paper's authors hold a style's maps for 0.5 of the steps in cross-attention and 0.2 in self-attention, otherwise for 0.8 and
+# 0.4. The table compares both. "Shown" counts the pictures in which the detector sees the phrase. Layout is that of lesson 3. A
+# phrase that recolours the picture changes edges too, so a perfect edit stays below 1. With control every phrase keeps more of
+# the layout. On the toy a style needs no shorter windows: it shows with both, and the longer ones keep more.
 
 # %%
 columns = [f"{what}: {name}" for what in ("shown", "layout") for name in WINDOWS]
-SEEDS = f"seeds {chosen.seeds[0]} to {chosen.seeds[-1]}"
 table(f"{SOURCE!r} plus one phrase, {SEEDS}; windows: cross-attention/self-attention", columns, rows)
 
 # %% [markdown]
@@ -163,8 +161,8 @@ table(f"an object dropped or added, {SEEDS}", ["car seen", "layout"], rows)
 
 # %% [markdown]
 # ## Exercises
-# 1. Give only the night a shorter window: Add(..., cross_replace_steps={"default_": 0.8, "at night": 0.3}). Compare the
-#    latents with `edited.latents`. Why are they equal? (Print `add.has_source[0]` at the tokens of "at night".)
+# 1. Give only the night a shorter window: Add(..., cross_replace_steps={"default_": 0.8, "at night": 0.3}). Why are the latents
+#    equal to `edited.latents`? (Print `add.has_source[0]` at the tokens of "at night".)
 # 2. Give `WINDOWS` a fourth entry, (0.8, 0.0). For which phrases does self-attention hold the layout?
 
 # %%

@@ -162,8 +162,7 @@ show(grid(lines, SEEDS, names, f"{FAR[0]!r} -> {FAR[1]!r}"), chosen, "05_stack")
 # ## Exercises
 # 1. Let the blend start at 0.8: swap_inside(words="house", start=0.8). Compare the difference picture with the one of 01_local.
 # 2. Give a word and a drawn mask: LocalBlend(..., words="house", mask=picture). Print `masks[-1].mean()`: which one decides?
-# 3. PROMPTS = ["a cat next to a house in the snow", "a dog next to a house in the snow"] with words=["cat", "dog"]. Why must
-#    both words be given? Leave one out and look at the mask.
+# 3. Swap a cat for a dog, with words=["cat", "dog"]. Why must both words be given? Leave one out and look at the mask.
 
 # %%
 result = sd.generate(FAR, seed=SEED, steps=STEPS, guidance=GUIDANCE, edit=confined, record="all", progress=False)
