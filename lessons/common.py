@@ -48,7 +48,7 @@ def settings(lesson: str) -> Settings:
     out.mkdir(parents=True, exist_ok=True)
     weights = os.environ.get("WEIGHTS") or str(TOY)
     seed = number("SEED", 0, 0, 10**9)
-    steps = number("STEPS", 25, 5, 999)  # fewer than 5 are too coarse for the windows of the edits
+    steps = number("STEPS", 20, 5, 999)  # fewer than 5 are too coarse for the windows of the edits
     seeds = range(seed, seed + number("SEEDS", 4, 1, 1000))
     return Settings(weights, os.environ.get("DEVICE") or None, seed, steps, seeds, out)
 

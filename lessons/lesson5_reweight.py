@@ -106,14 +106,14 @@ rows = [[quantity("night", picture, None) if picture else None for picture in li
 table("darkness (0: white, 1: black)", labels, dict(zip(["re-weighted", "rows divided by their sums"], rows)))
 
 # %% [markdown]
-# At weight 0 both rows agree: it is day. Above 1, only the edit whose rows do not sum to one makes the night darker. With rows
-# that sum to one the output is an average again, so it cannot go beyond what "night" itself says. The broken sum is what makes
-# "more" possible, and it also breaks the picture at 8.
+# With rows that sum to one the weight has almost no effect here. At weight 0 the share of "night" goes to the other tokens, and the
+# padding after it has read the word. Above 1 the output stays an average of values, so it cannot go beyond what the words say.
+# Here only the changed sums turn night into day, or make it darker. At 8 they also change the tree.
 #
 # ## Six words
-# These words are graded: the toy's captions say that a day is cloudy, but not how cloudy. The figure shows one seed. The table
-# and the curves show what each word should bring, measured in pixels and averaged over seeds: grey sky, white pixels above the
-# ground, bright specks in the sky, darkness, colours on the ground, redness of the house.
+# The effect of each word can be weak or strong: the toy's captions say that a day is cloudy, but not how cloudy. The figure shows one
+# seed. The table and the curves show what each word should bring, as a share of pixels or a mean of colours from 0 to 1, averaged
+# over seeds: grey sky, white pixels above the ground, bright specks in the sky, darkness, colours on the ground, redness of the house.
 
 # %%
 WORDS = {word: f"{SCENE} on a {word} day" for word in ("cloudy", "snowy")} | {"starry": f"{SCENE} on a starry night"}
@@ -127,20 +127,20 @@ relative = {word: [value / max(row[WEIGHTS.index(1)], 1e-3) for value in row] fo
 show(curves(WEIGHTS, relative, "weight", "quantity, relative to weight 1", f"{SEEDS}, {STEPS} steps"), chosen, "05_quantities")
 
 # %% [markdown]
-# Weights below 1 take away what the word brings. Weights above 1 add less: clouds, stars and darkness still grow, flowers hardly,
-# snow and red do not. So the toy bears out "more" for some words only. "red" hardly moves at all. A likely reason is that
-# "house" and the tokens behind it have read the word (lesson 3), and their columns keep their weight.
+# Weights below 1 take away what the word brings. Weights above 1 add little: darkness grows up to 8 and flowers a bit, clouds, stars
+# and snow do not. So the toy bears out "more" for some words only. "red" does not move at all. A likely reason is that "house"
+# and the tokens after it have read the word (lesson 2), and their columns keep their weight.
 #
-# The next table averages over all words. Layout is the correlation of the edges with those at weight 1. It falls on both sides.
-# Confidence is the detector's score for house and tree, 0 for one that it does not find. It falls at 8, where "night" dissolves
-# the picture. Up to 4 the toy's objects hold, beyond the usual range of -2 to 2.
+# The next table averages over all words. Layout is the correlation of the edges with those at weight 1. It falls on both sides,
+# most at -2 and 8. Confidence is the detector's score for house and tree, 0 for one that it does not find. It hardly falls: the
+# toy's objects hold beyond -2 to 2, the range that Prompt-to-Prompt is usually used in.
 
 # %%
 table(f"all six words, {SEEDS}", labels, {"layout": kept, "confidence": sure})
 
 # %% [markdown]
 # ## On top of a swap
-# A weight may act on any other edit, its `base`. The castle stands where the house stood, and its night becomes day or darker.
+# A weight may act on any other edit, its `base`. The castle stands where the house stood. At -2 its night becomes day.
 
 # %%
 SWAPPED = [NIGHT, NIGHT.replace("house", "castle")]

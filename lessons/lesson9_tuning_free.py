@@ -95,7 +95,7 @@ show(curves(guidances, lines, "guidance", "PSNR of the source, dB", f"{PROMPT!r}
 
 # %%
 drawn = tasks(sd, 2 * len(chosen.seeds), chosen.seed)
-options = {"steps": STEPS, "guidance": GUIDANCE, "inner_steps": 5, "lr": 0.1}  # the last two for null-text, as in lesson 8
+options = {"steps": STEPS, "guidance": GUIDANCE, "inner_steps": 3, "lr": 0.1}  # the last two for null-text, as in lesson 8
 outcomes = list(compare(sd, detect, drawn, METHODS, **options))
 rows = {"the VAE alone": [*limit(sd, drawn), None, None, None, None]}
 for method in METHODS:

@@ -69,12 +69,12 @@ def swap_row(detect, sources: Sequence[Image.Image], targets: Sequence[Image.Ima
 def mixed_embeddings(sd: StableDiffusion, detect, prompts, words: tuple[str, str], seeds, steps: int, guidance: float) -> dict:
     """How often pictures show the new word's object and not the old one's, by which tokens come from the target's embedding.
 
-    The text embedding is the source's but for the n-th token, the tokens after it, or both. No map is edited.
+    The text embedding is the source's but for the n-th token or the tokens after it. No map is edited.
     """
     source, target = sd.encode_text(prompts)
     [n] = sd.tokenizer.positions(prompts[1], words[1])
     position = torch.arange(len(source), device=source.device)[:, None]
-    chosen = {"the n-th": position == n, "all after it": position > n, "both": position >= n}
+    chosen = {"the n-th": position == n, "all after it": position > n}
     starts, rows = torch.cat([sd.init_latents(seed) for seed in seeds]), {}
     for name, where in chosen.items():
         cond = torch.where(where, target, source).expand(len(starts), -1, -1)
