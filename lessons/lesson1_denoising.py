@@ -1,7 +1,7 @@
 """Lesson 1: noise becomes a picture
 
 You will see a picture appear out of noise, step by step, and write the loop that does it: ten lines. Then you will turn the
-one number that decides how closely the picture follows the prompt, the guidance. About 30 seconds on two CPU cores.
+one number that decides how closely the picture follows the prompt, the guidance. About 40 seconds on two CPU cores.
 
     make lesson1            with other settings: make lesson1 SEED=7 STEPS=50 SEEDS=8
 """

@@ -1,7 +1,7 @@
 """Lesson 2: which pixels attend to which word
 
 You will compute one cross-attention map by hand from Q, K and V, find it again in the library, and look at the maps of every
-word of a prompt: at each step, at each size, and for the tokens that are no words. About 30 seconds on two CPU cores.
+word of a prompt: at each step, at each size, and for the tokens that are no words. About 20 seconds on two CPU cores.
 
     make lesson2            with other settings: make lesson2 SEED=7 STEPS=50 SEEDS=8
 """

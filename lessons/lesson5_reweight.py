@@ -1,8 +1,8 @@
 """Lesson 5: re-weight a word
 
 You will see a slider on one word of a prompt, from -2 to 8: a night that becomes day, or darker. You multiply a map by hand and
-with the library. Its rows then no longer sum to one, and you test whether that matters. Six words are measured over several
-seeds, also beyond the usual range of -2 to 2. About 60 seconds on two CPU cores.
+with the library. Its rows then no longer sum to one, and you test whether that matters. Four words are measured over several
+seeds, also beyond the usual range of -2 to 2. About 80 seconds on two CPU cores.
 
     make lesson5            with other settings: make lesson5 SEED=7 STEPS=50 SEEDS=8
 """
@@ -110,14 +110,14 @@ table("darkness (0: white, 1: black)", labels, dict(zip(["re-weighted", "rows di
 # padding after it has read the word. Above 1 the output stays an average of values, so it cannot go beyond what the words say.
 # Here only the changed sums turn night into day, or make it darker. At 8 they also change the tree.
 #
-# ## Six words
+# ## Four words
 # The effect of each word can be weak or strong: the toy's captions say that a day is cloudy, but not how cloudy. The figure shows one
 # seed. The table and the curves show what each word should bring, as a share of pixels or a mean of colours from 0 to 1, averaged
-# over seeds: grey sky, white pixels above the ground, bright specks in the sky, darkness, colours on the ground, redness of the house.
+# over seeds: grey sky, bright specks in the sky, darkness, redness of the house. (The scorecard has two more words.)
 
 # %%
-WORDS = {word: f"{SCENE} on a {word} day" for word in ("cloudy", "snowy")} | {"starry": f"{SCENE} on a starry night"}
-WORDS |= {"night": NIGHT, "flowers": f"{SCENE} with flowers", "red": SCENE.replace("house", "red house")}
+WORDS = {"cloudy": f"{SCENE} on a cloudy day", "starry": f"{SCENE} on a starry night", "night": NIGHT}
+WORDS |= {"red": SCENE.replace("house", "red house")}
 pictures, amounts, kept, sure = weight_survey(sd, detect, chosen, WORDS, ("house", "tree"), WEIGHTS, GUIDANCE)
 labels, first = [f"× {weight:g}" for weight in WEIGHTS], [seeds[0] for seeds in pictures.values()]
 show(grid(first, list(WORDS), labels, f"{SCENE!r} and one word, {CAPTION}"), chosen, "04_words")
@@ -127,16 +127,16 @@ relative = {word: [value / max(row[WEIGHTS.index(1)], 1e-3) for value in row] fo
 show(curves(WEIGHTS, relative, "weight", "quantity, relative to weight 1", f"{SEEDS}, {STEPS} steps"), chosen, "05_quantities")
 
 # %% [markdown]
-# Weights below 1 take away what the word brings. Weights above 1 add little: darkness grows up to 8 and flowers a bit, clouds, stars
-# and snow do not. So the toy bears out "more" for some words only. "red" does not move at all. A likely reason is that "house"
-# and the tokens after it have read the word (lesson 2), and their columns keep their weight.
+# Weights below 1 take away what the word brings; the clouds go at -2 only. Weights above 1 add little: darkness grows up to 8,
+# clouds and stars hardly. So the toy bears out "less" better than "more". "red" does not move at all. A likely reason is that
+# "house" and the tokens after it have read the word (lesson 2), and their columns keep their weight.
 #
 # The next table averages over all words. Layout is the correlation of the edges with those at weight 1. It falls on both sides,
 # most at -2 and 8. Confidence is the detector's score for house and tree, 0 for one that it does not find. It hardly falls: the
 # toy's objects hold beyond -2 to 2, the range that Prompt-to-Prompt is usually used in.
 
 # %%
-table(f"all six words, {SEEDS}", labels, {"layout": kept, "confidence": sure})
+table(f"all four words, {SEEDS}", labels, {"layout": kept, "confidence": sure})
 
 # %% [markdown]
 # ## On top of a swap

@@ -1,7 +1,7 @@
 """Lesson 8: null-text inversion, then every edit
 
 You will see a given picture return with guidance, because the embedding of the empty prompt is optimised for it. Then swap,
-add, re-weight and local blend work on that picture. Read lesson 7 first. About 100 seconds on two CPU cores.
+add, re-weight and local blend work on that picture. Read lesson 7 first. About two minutes on two CPU cores.
 
     make lesson8            with other settings: make lesson8 STEPS=50 SEEDS=8
 """
@@ -118,9 +118,9 @@ table("reconstruction, PSNR in dB against the VAE's picture", ["numbers", "netwo
 # %% [markdown]
 # ## Why not tune the prompt's own embedding?
 # C can be optimised in the same way, and the source comes back as well. But C is what an edit replaces: the target's prompt has no
-# tuned embedding. If only C is tuned, the edit loses its background, as it does without tuning. The empty prompt is the same for
-# both prompts, so its embedding serves the target too. The last row adds the difference between the embeddings of target and
-# source to the tuned C. It keeps the background better, but some edits fail.
+# tuned embedding, so the edit keeps hardly more background than without tuning. The empty prompt is the same for both prompts: its
+# embedding serves the target too. The last row adds the difference between the embeddings of target and source to the tuned C. On
+# these drawings that keeps as much as null-text, but new objects come out pale (the first two).
 
 # %%
 drawn = tasks(sd, len(chosen.seeds), chosen.seed)
@@ -132,10 +132,9 @@ show(grid(sheet, (), ["drawing", *outcomes], f"The edits, by what is tuned; {STE
 
 # %% [markdown]
 # ## Every edit, on the picture
-# Only the unconditional side has changed, so the edits of lessons 3 to 6 work as they are. After DDIM inversion alone (second row) the
-# cat has grown and the clouds have changed before any edit. Guidance is 5 here and in lesson 9. The tuned embedding is nearer to
-# the source's prompt than the empty prompt is (lesson 9), so guidance strengthens mainly the words that only the target has, and 7.5
-# overshoots: the night is dark already at 5. What the words do not say may change as well: the dog is redder than the cat.
+# Only the unconditional side has changed, so the edits of lessons 3 to 6 work as they are. After DDIM inversion alone (second row)
+# the cat has grown and the clouds have changed before any edit. Guidance is 5 here and in lesson 9: 7.5 overshoots, and the night is
+# dark already at 5. What the words do not say may change as well: the dog is redder than the cat was.
 
 # %%
 words, dog = sd.tokenizer, [PROMPT, PROMPT.replace("cat", "dog")]

@@ -2,7 +2,7 @@
 
 You will see four ways from a picture to its edit: DDIM inversion alone, null-text, negative-prompt and direct inversion. The
 last two optimise nothing; each adds or changes one line. Then a table compares quality and cost on eight drawings (twice as
-many as SEEDS). About two minutes on two CPU cores, most of them for null-text.
+many as SEEDS). About 150 seconds on two CPU cores, most of them for null-text.
 
     make lesson9            with other settings: make lesson9 STEPS=50 SEEDS=8
 """
