@@ -53,7 +53,7 @@ show(grid([noisy, predicted], ["latents z_t", "predicted x0"], columns, CAPTION)
 #
 #     eps = eps_uncond + w (eps_cond - eps_uncond)
 #
-# `to_eps` returns the UNet's output as noise. Stable Diffusion 2 at 768 pixels predicts another quantity, v, which it converts.
+# `to_eps` returns the UNet's output as noise. Stable Diffusion 2 at 768 pixels predicts another quantity, v, and `to_eps` converts v.
 
 # %%
 @torch.no_grad()
@@ -107,7 +107,8 @@ table(f"{PROMPT!r}, seeds {chosen.seeds[0]} to {chosen.seeds[-1]}", [f"{' and '.
 # ## The negative prompt
 # The unconditional half need not be an empty prompt. Guidance moves away from whatever it says, so this is the place for what
 # the picture should not show: the *negative prompt*. "a house" does not say a colour. With "a red house" as the negative prompt,
-# the houses turn away from red. Null-text inversion (lesson 8) uses the same place for an embedding that it optimises.
+# orange and brown walls and roofs become white or blue; other things may change, too. Null-text inversion (lesson 8) uses the same
+# place for an embedding that it optimises.
 
 # %%
 HOUSE, NEGATIVE = "a house", "a red house"

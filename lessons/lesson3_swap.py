@@ -42,11 +42,11 @@ show(grid([[*free.images, edited.images[1]]], (), names, f"{WORDS}, seed {SEED}"
 # A the target's own maps. When both words have the same number of tokens:
 #
 #     A <- S    in cross-attention, during the first 80 % of the steps
-#     A <- S    in self-attention of at most 16 x 16 pixels, during the first 40 % of the steps
+#     A <- S    in self-attention of at most 16 x 16 pixels (the authors' limit), during the first 40 % of the steps
 #
 # The new word then draws where the old word was. What it draws comes from its own value vectors V, which are not replaced.
 # Only the conditional half of guidance is edited. The unconditional half reads the same empty prompt for source and target, so
-# it has no word to exchange.
+# it has no word to exchange. The authors leave its self-attention alone as well.
 
 # %%
 def edit_at(step):
@@ -92,17 +92,16 @@ show(panel_figure(rows, f"{WORDS}; maps: mean over steps, heads and {swaps[0].ma
 
 # %% [markdown]
 # ## Which maps, and for how long?
-# The figure swaps the cat for a tree, whose shape is another one. Each column replaces more maps than the column before. "n-th
-# map" replaces only the column of the swapped word, because in the library a window can belong to one word. A pair of numbers is
-# the window of all word maps and that of self-attention, in shares of the steps. The paper's authors use 0.8 and 0.4. In the
-# table, layout is the correlation of the edges with the source's (1: the same outlines), and a detector that knows the toy's
-# objects looks for the tree and for a cat that is left.
+# The figure swaps the cat for a tree, whose shape is another one. In the column "n-th map" only the swapped word's map is replaced:
+# the library allows one window per word. A pair of numbers is the window of all word maps and that of self-attention, in shares of
+# the steps. The paper's authors use 0.8 and 0.4. In the table, layout is the correlation of the edges with the source's (1: the
+# same outlines), and a detector that knows the toy's objects looks for the tree and for a cat that is left.
 
 # %%
 SHAPE = "tree"
 TREE = [SOURCE, SOURCE.replace(OLD, SHAPE)]
 WINDOWS = {"no control": (0, 0), "n-th map, 0.8": ({"default_": 0, SHAPE: 0.8}, 0)}
-WINDOWS |= {f"{maps}/{own}": (maps, own) for maps, own in ((0.2, 0), (0.8, 0), (0.8, 0.4), (0.8, 0.8), (1, 1))}
+WINDOWS |= {f"{maps}/{own}": (maps, own) for maps, own in ((0.2, 0), (0.8, 0), (0.8, 0.4), (1, 0.4), (0.8, 0.8), (1, 1))}
 sweep = {}
 for name, windows in WINDOWS.items():
     runs = run_targets(sd, recordings, TREE, minip2p.Swap(sd.tokenizer, TREE, *windows))
@@ -115,14 +114,14 @@ table(f"{OLD} -> {SHAPE}, {seeds[0]} to {seeds[-1]}", [f"{SHAPE}, no {OLD}", "la
 # %% [markdown]
 # The layout rises from the top of the table to the bottom. With the n-th map the tree stands where the cat was, but the house is
 # still the one of the new prompt: see seed 2. All word maps bring the source's house back. The first 20 % of the steps are not
-# enough for that. Self-attention holds outlines more exactly, but longer windows harm the new word. At 0.8/0.8 only 25 % of the
-# trees are found, at 1/1 none, because the tree must have the cat's shape. 0.8/0.4 holds most of the layout with every tree whole.
+# enough for that. Self-attention holds outlines more exactly, but too long it harms the new word: at 0.8/0.8 only 25 % of the trees
+# are found, at 1/1 none, because the tree is forced into the cat's shape and breaks. A longer window of the word maps alone (1/0.4)
+# does no harm on the toy and brings little. So 0.8/0.4 holds most of the layout that can be had with every tree whole.
 #
 # ## Why the n-th map alone is not enough
 # With the n-th map alone nothing holds the house: its own map is free, and the house may move. A second reason is possible. CLIP's
 # text encoder is causal: the tokens after the new word have read it (lesson 2), and might draw it with their own maps. To test
-# this, the text embedding is put together from both prompts, and no map is edited. Each row says which tokens come from the
-# prompt with the dog.
+# this, we mix token vectors of both prompts and edit no map. Each row says which tokens come from the prompt with the dog.
 
 # %%
 if detect:
@@ -140,12 +139,13 @@ if detect:
 apart = torch.cat([sd.init_latents(SEED), sd.init_latents(chosen.seeds[-1])])
 other = sd.generate(PROMPTS, latents=apart, steps=STEPS, guidance=GUIDANCE, edit=swap).images[1]
 pictures = {f"{seeds[-1]}, no control": freely[-1].images[1], f"{seeds[-1]}, {seeds[0]}'s maps": other}
+pictures[f"{seeds[0]}, its own maps"] = swaps[0].images[1]
 show(grid([[sources[0], *pictures.values()]], (), ["source", *pictures], WORDS), chosen, "04_other_noise")
-table("target from another seed", ["layout"], {name: [layout(sources[0], picture)] for name, picture in pictures.items()})
+table("the target's noise and maps", ["layout"], {name: [layout(sources[0], picture)] for name, picture in pictures.items()})
 
 # %% [markdown]
-# The maps carry the layout over to other noise. But they do not fit this noise: the picture gets blotches. From the same noise,
-# source and target also agree in what the maps do not hold, such as colours.
+# The maps carry the layout over to other noise. But they do not fit this noise: the picture gets blotches. From the source's own noise
+# the edit is clean and keeps more of the layout.
 #
 # ## Exercises
 # 1. Put a castle in the cat's place: SHAPE = "castle". Which windows does it need? Why does the cat's place not suit it?

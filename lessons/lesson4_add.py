@@ -149,9 +149,9 @@ table(f"{SOURCE!r} plus one phrase, {SEEDS}; windows: cross-attention/self-atten
 
 # %% [markdown]
 # ## An object less, an object more
-# The same alignment drops words: no token of the target takes their columns. A dropped car leaves its place to the background, and
-# the castle stays. Its colour may change (seeds 1 and 2), because maps do not hold colours. An added car needs room, so the castle
-# gives way. Both directions keep more of the layout than no control, but less than the phrases above.
+# The same alignment drops words: the maps of dropped words are not used. A dropped car leaves its place to the background. The castle
+# mostly stays, but its colour may change (seeds 1 to 3), because maps do not hold colours. An added car needs room, so the castle gives
+# way; at seed 1 the detector counts a fragment. Both directions keep more of the layout than no control, but less than phrases do.
 
 # %%
 lines, rows = object_survey(sd, detect, recordings, "a castle", "car", chosen, GUIDANCE)

@@ -42,7 +42,8 @@ def swap_inside(**blend):
 # The prompt gives the house a colour, but not the tree. So the swap may also change the colour of the tree, although the layout
 # stays. Local blend keeps the source's picture outside a mask, and the mask is where the model attends to "house". The second
 # row shows the mask (white: may change) and the differences from the source, four times as bright (black: none). The small white
-# box lies on the trunk, which gets a little of the attention to "house".
+# box lies on the trunk, which gets a little of the attention to "house". Small differences remain outside the mask, because the
+# blend works on latents, which the VAE decodes together.
 
 # %%
 everywhere, local = run(swap_inside()), run(swap_inside(words="house"))
@@ -99,8 +100,8 @@ print(f"by hand and by library: largest relative difference of the latents {diff
 
 # %% [markdown]
 # ## How the mask settles
-# At the first steps the object has no place yet, and the mask is wrong. The blend therefore begins after 20 % of the steps. The
-# mask comes from the sum of all maps so far, so it hardly changes at later steps.
+# The first maps are diffuse, so the first mask is too large. The blend therefore begins after 20 % of the steps. The mask comes from
+# the sum of all maps so far, so it hardly changes at later steps.
 
 # %%
 show(mask_growth(local, swap_inside(words="house"), CAPTION), chosen, "02_mask")
@@ -121,11 +122,10 @@ show(grid(lines, ["", "mask at the end"], list(CHOICES), CAPTION, notes), chosen
 # ## A mask drawn by hand, and inpainting
 # `LocalBlend(..., mask=picture)` takes a drawn mask. Here it is a box around the house of the source. Earlier editing methods used
 # a drawn mask and a new prompt, but no attention maps. They drew the inside of the mask from fresh noise (Blended Diffusion,
-# Avrahami et al. 2022), and what lay under the mask was lost. We imitate this with a `Swap` in the same mask: both of its windows
-# are 0, and its target starts from another seed's noise.
+# Avrahami et al. 2022), and what lay under the mask was lost. "Inpainting" here: the same mask, new noise, no map replaced.
 #
-# Outside the box nothing should change: PSNR compares source and edit there (in dB, higher is better). The swap alone changes the
-# tree's colour, so it is only a little better there than no control. With a blend the background stays. Inside the box, layout is
+# Outside the box nothing should change: PSNR compares source and edit there (in dB, higher is better). The swap alone still changes
+# the tree's colour. With a blend the background stays. Inside the box, layout is
 # the correlation of the edges with the source's (1: the same outlines). Inpainting draws another house, so layout is low.
 
 # %%

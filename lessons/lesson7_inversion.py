@@ -32,8 +32,8 @@ uncond = sd.encode_text("")
 #
 # The step draws no random number, so it can go the other way: with a_to below a_from the same formula adds noise. This is DDIM
 # inversion. It leads from the latents of a given picture to noise from which the model should generate this picture. One value
-# is missing: a step needs eps at the noisier latents, which are its result. Inversion takes eps at the latents that it has,
-# with the timestep of the noisier ones. This is its only error.
+# is unknown: eps at the noisier latents, which are the result of the step. So inversion uses eps at the present latents, with the
+# timestep of the noisier ones. This is its only error.
 
 # %%
 def predict(z, t, a, cond, guidance):
@@ -134,8 +134,8 @@ table(f"{len(true)} generated pictures, there and back: relative error of the la
 
 # %% [markdown]
 # The middle column grows: guidance does amplify the inversion's error. But with guidance the first column, which has no such
-# error, is larger. A perfect inversion would not return to the picture at guidance 7.5 either. Inverting at 7.5 as well (last
-# row) does not help: guidance then amplifies the error of every step of the inversion itself.
+# error, is larger. (Both together are not their sum: the two may point in different directions.) A perfect inversion would not
+# return to the picture at guidance 7.5 either. Inverting at 7.5 as well (last row) does not help.
 #
 # ## An edit straight after the inversion
 # The first object of each caption becomes another one, by the swap of lesson 3. Success means that the detector finds the new object
@@ -150,9 +150,9 @@ show(grid(sheet[:4], (), labels, f"Swaps straight after DDIM inversion, {STEPS} 
 
 # %% [markdown]
 # ## Unusual pictures
-# Guidance pushes towards what the words usually look like. Four usual pictures have unusual twins, picked for this: a black cat
-# (which the VAE turns green), a house upside down, a huge ball, and a castle on a cat. At guidance 7.5 the house stands up, the ball
-# shrinks, the castle moves below the cat. Each twin comes back less exactly than its usual picture, most of all the ball.
+# Guidance pushes towards what the words usually look like. Four usual pictures have unusual twins, picked for this: a black cat, a
+# house upside down, a huge ball, and a castle on a cat. At guidance 7.5 the house stands up, the ball shrinks, the castle moves below
+# the cat; the black cat stays. Each twin then comes back less exactly than its usual picture, the ball by far, the others a little.
 
 # %%
 rows, sheet = unusual(sd, STEPS, (1, GUIDANCE))

@@ -91,7 +91,7 @@ print(f"by hand and by library: largest relative difference of the embeddings {d
 # %% [markdown]
 # ## The loss
 # The squared distance to the pivot after each step. With the empty prompt as it is, the distance grows from step to step. With
-# null-text it stays small: the updates of each step lower it again.
+# null-text it stays far smaller, because the updates of each step lower it again.
 
 # %%
 alone = sd.generate(PROMPT, inversion=ddim, progress=False).trajectory[1:, 0]
@@ -119,8 +119,8 @@ table("reconstruction, PSNR in dB against the VAE's picture", ["numbers", "netwo
 # ## Why not tune the prompt's own embedding?
 # C can be optimised in the same way, and the source comes back as well. But C is what an edit replaces: the target's prompt has no
 # tuned embedding, so the edit keeps hardly more background than without tuning. The empty prompt is the same for both prompts: its
-# embedding serves the target too. The last row adds the difference between the embeddings of target and source to the tuned C. On
-# these drawings that keeps as much as null-text, but new objects come out pale (the first two).
+# embedding serves the target too. In the last row the target has the tuned C + (its own embedding - the source's). On these drawings
+# that keeps even more than null-text, but new objects come out dull (the first two). Null-text needs no such correction.
 
 # %%
 drawn = tasks(sd, len(chosen.seeds), chosen.seed)
@@ -133,8 +133,8 @@ show(grid(sheet, (), ["drawing", *outcomes], f"The edits, by what is tuned; {STE
 # %% [markdown]
 # ## Every edit, on the picture
 # Only the unconditional side has changed, so the edits of lessons 3 to 6 work as they are. After DDIM inversion alone (second row)
-# the cat has grown and the clouds have changed before any edit. Guidance is 5 here and in lesson 9: 7.5 overshoots, and the night is
-# dark already at 5. What the words do not say may change as well: the dog is redder than the cat was.
+# the cat has grown and the clouds have changed before any edit. Guidance is 5 here and in lesson 9, because the night is dark already
+# at 5. What the words do not say may change as well: the dog is redder than the cat was.
 
 # %%
 words, dog = sd.tokenizer, [PROMPT, PROMPT.replace("cat", "dog")]

@@ -130,10 +130,10 @@ def page_table(lesson: int, caption: str) -> Table:
 RISING = [  # (lesson, caption of the table, column, rows in which the number does not fall and is larger at the end)
     (1, "'a cat next to a house", "cat and house found", ["w = 0", "w = 1", "w = 7.5"]),
     (1, "'a cat next to a house", "contrast", ["w = 0", "w = 1", "w = 7.5"]),
-    (3, "cat -> tree", "layout", ["no control", "n-th map, 0.8", "0.8/0", "0.8/0.4", "0.8/0.8", "1/1"]),
+    (3, "cat -> tree", "layout", ["no control", "n-th map, 0.8", "0.8/0", "0.8/0.4", "1/0.4", "0.8/0.8", "1/1"]),
     (3, "cat -> tree", "layout", ["no control", "0.2/0", "0.8/0"]),
     (3, "cat -> tree", "tree, no cat", ["1/1", "0.8/0.8", "0.8/0.4"]),
-    (3, "target from another seed", "layout", ["seed 3, no control", "seed 3, seed 0's maps"]),
+    (3, "the target's noise", "layout", ["seed 3, no control", "seed 3, seed 0's maps", "seed 0, its own maps"]),
     (4, "an object dropped", "layout", ["car dropped, no control", "car dropped, Prompt-to-Prompt"]),
     (4, "an object dropped", "layout", ["car added, no control", "car added, Prompt-to-Prompt"]),
     (6, "red -> blue house", "PSNR outside (dB)", ["swap", "swap, blend at 0.3"]),

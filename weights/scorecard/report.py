@@ -81,7 +81,7 @@ def aims(summary: dict) -> list[tuple[str, str, str, bool]]:
         (f"strongest cell in the object at t = {' / '.join(map(str, LEVELS))}", " / ".join(f"{100 * hit:.0f}" for hit in maps["hits"]) + " %",
          " / ".join(f"{100 * aim:.0f}" for aim in wanted) + " %", all(hit >= aim for hit, aim in zip(maps["hits"], wanted))),
         ("share of attention on the prompt's words", f"{100 * maps['words']:.1f} %", "50 %", maps["words"] >= 0.5),
-        ("local blend's mask for one object of two, share of the picture", f"{100 * maps['blend']:.1f} %", "at most 25 %", maps["blend"] <= 0.25),
+        ("local blend's mask for one object of two, share of the picture", f"{100 * maps['blend']:.2f} %", "at most 25 %", maps["blend"] <= 0.25),
         ("share of the object that this mask covers", f"{100 * maps['covered']:.0f} %", "90 %", maps["covered"] >= 0.9),
         ("layout of a swap with word maps alone, divided by that with self-attention too", f"{layouts:.2f}", "0.95", layouts >= 0.95),
         ("one object drawn, as the caption says", f"{100 * one:.1f} %", "98 %", one >= 0.98),
