@@ -4,7 +4,10 @@ Writes weights/scorecard/seeds.png and prints a table: in how many of eight pict
 its place (its box overlaps its old one by more than half) and its colour, and in how many the swap succeeds.
 """
 
+import io
 from pathlib import Path
+
+from PIL import Image
 
 from minip2p import LocalBlend, StableDiffusion, Swap
 from minip2p.figures import grid
@@ -57,7 +60,10 @@ def main() -> None:
                 f"{prompt}, {old} -> {new}, {name}: {other} keeps place {place}, colour {colour}; swapped {swapped}", flush=True
             )
     figure = grid(sheet, labels, [f"seed {seed}" for seed in SEEDS], f"{STEPS} steps, guidance 7.5")
-    write_whole(HERE / "seeds.png", lambda path: figure.savefig(path, dpi=60))
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=60)
+    palette = Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    write_whole(HERE / "seeds.png", lambda path: palette.save(path, optimize=True))
     print("->", HERE / "seeds.png")
 
 
