@@ -260,8 +260,8 @@ def report(case: Case) -> None:
 
 def cases(size: str, device: str, folder: str) -> list[Case]:
     dtypes = ("float16", "float32") if device == "cuda" else ("float32", "bfloat16")
-    if size == "toy":
-        return [Case(size, folder, device, dtype, 64, 10, 9) for dtype in dtypes]
+    if size == "toy":  # bfloat16 takes minutes on CPUs without instructions for it
+        return [Case(size, folder, device, dtype, 64, 10, 9) for dtype in dtypes if device == "cuda" or dtype == "float32"]
     if device == "cuda":
         return [Case(size, folder, device, dtype, 512, 50, 3) for dtype in dtypes]
     return [Case(size, folder, device, dtype, 512, 5, 1, decode=False) for dtype in dtypes]
