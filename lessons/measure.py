@@ -1,7 +1,7 @@
 """Measures of pictures for the lessons' tables.
 
-Measures of pixels work on pictures of any model. Measures that use the detector (weights/toyworld/judge.py) know only the toy's
-world: `detector(chosen)` is None for another model, and every column that needs it is then left out.
+Measures of pixels (weights/scorecard/measures.py) work on pictures of any model. The detector (weights/toyworld/judge.py) knows only
+the toy's world: `detector(chosen)` is None for another model, and every column that needs it is then left out.
 """
 
 from collections.abc import Sequence
@@ -12,17 +12,9 @@ from PIL import Image
 from lessons.common import Settings, percent
 from minip2p import Recording, Result, StableDiffusion
 from minip2p.compose import Chain
-from weights.scorecard.measures import layout, overlap, pixels
+from weights.scorecard.measures import layout
 from weights.toyworld import judge
 from weights.toyworld.judge import Verdict
-
-# ---------------------------------------------------------------- pixels
-
-
-def changed(a: Image.Image, b: Image.Image, by: float = 0.15) -> float:
-    """The share of pixels in which a colour channel differs by more than `by` of its range."""
-    return float(((pixels(a) - pixels(b)).abs().amax(-1) > by).float().mean())
-
 
 # ---------------------------------------------------------------- the detector of the toy's world
 
@@ -38,11 +30,6 @@ def detector(chosen: Settings):
 def swapped(seen: Verdict, old: str, new: str) -> bool:
     """True if the picture shows the new object and no longer the old one."""
     return seen.find(new) is not None and seen.find(old) is None
-
-
-def box_overlap(a: Verdict, b: Verdict, noun_a: str, noun_b: str | None = None) -> float:
-    """Intersection over union of an object's box in two pictures; 0 if one of them does not show it."""
-    return overlap(a.find(noun_a), b.find(noun_b or noun_a))
 
 
 def mean(values: Sequence[float | None]) -> float | None:

@@ -119,6 +119,7 @@ class Columns:
 
     @classmethod
     def of(cls, tokenizer: CLIPTokenizer, prompt: str) -> "Columns":
+        """The columns of a prompt: start, every token, end, and all padding as one."""
         words = tokenizer.words(prompt)
         pieces = tokenizer.encode(prompt).tokens
         end = 1 + len(pieces)

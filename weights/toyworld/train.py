@@ -3,8 +3,7 @@
 Stages. The state of those that take hours is saved in `--run` every two minutes, and they go on where they were stopped:
     pictures   draw the world: pictures, captions, which pixels show what; learn the vocabulary (world.py, vocabulary.py)
     vae        pictures -> latents -> pictures; then encode every picture once (train_vae.py)
-    unet       denoise latents: text encoder and UNet together, and each word learns to attend to what it names
-               (train_unet.py, grounding.py)
+    unet       train text encoder and UNet to denoise latents, and words to attend to what they name (train_unet.py, grounding.py)
     decoder    train the VAE's decoder on, the latents staying what they are (train_vae.py)
     export     write the checkpoint in the folder layout of diffusers, in half precision (export.py)
 The recipe is the same on CPU and CUDA; a GPU affords `--size large`. `--start weights/toy` begins with a checkpoint's weights
