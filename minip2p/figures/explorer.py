@@ -63,8 +63,7 @@ def explore(sd, result, edit: Edit | None = None, size: tuple[int, int] | None =
         "pictures": pictures(sd, result, shown),
     }
     title = " \N{RIGHTWARDS ARROW} ".join(result.prompts)
-    # Inside a script element only "<" can end the data; U+2028 and U+2029 are fine in JSON.
-    data = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    data = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")  # "<" could end the script element
     before, between, after = TEMPLATE.read_text(encoding="utf-8").split("%%")
     return Page(before + html.escape(title) + between + data + after)
 

@@ -167,6 +167,17 @@ def test_captions_of_new_words_negative_weights_and_means(browser, pages):
     )
 
 
+def test_a_page_opens_at_the_word_that_matters(browser, pages, toy):
+    for name, expected in (("swap", "castle"), ("night", "night"), ("one", "cat")):
+        browser.open(pages(name)[2])
+        assert f"“{expected}”" in caption(browser)[0]
+    result, _, file = pages("no edit")
+    browser.open(file)
+    words = toy.tokenizer.words(HOUSE[1])
+    largest = max(words, key=lambda word: share(result.maps, 1, word[1], None))[0]
+    assert f"“{largest}”" in caption(browser)[0]
+
+
 def test_alignment_lines_have_their_weights(browser, pages):
     _, edit, file = pages("swap")
     go(browser, file, word="1.2")

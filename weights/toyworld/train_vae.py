@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minip2p import StableDiffusion
@@ -25,6 +26,7 @@ from weights.toyworld.sizes import SIZES, Size
 BATCH = 8
 LR, LR_STARTED = 1e-3, 2.5e-4  # of random weights; of trained ones, which a higher rate would first make worse
 EDGES = 0.5  # weight of the errors' differences between neighbouring pixels: outlines and eyes are a pixel wide
+COLOUR = 1.0  # weight of the errors' means over 4 x 4 pixels: a red flower must not come back orange
 KL = 3e-4  # enough to keep the latents near a unit Gaussian, too little to blur the pictures
 ANCHOR = 0.05  # weight of the squared distance from the latents of the VAE that training begins with; less than a hundredth of their squares is left
 LOGGED = 64  # pictures on which the log measures; 200 would take a tenth of the time
@@ -58,10 +60,11 @@ def psnr(a: Tensor, b: Tensor) -> float:
 
 
 def difference(a: Tensor, b: Tensor) -> Tensor:
-    """The loss of pictures a (B, 3, H, W) that should be b: L1 + MSE + half of the L1 of the differences between neighbours."""
+    """The loss of pictures a (B, 3, H, W) that should be b: L1 + MSE + L1 of differences between neighbours + L1 of 4 x 4 means."""
     error = a - b
     edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
-    return error.abs().mean() + error.square().mean() + EDGES * edges
+    colour = F.avg_pool2d(error, 4).abs().mean()
+    return error.abs().mean() + error.square().mean() + EDGES * edges + COLOUR * colour
 
 
 def distance(z: Tensor, reference: Tensor) -> float:
