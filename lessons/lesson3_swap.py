@@ -11,7 +11,7 @@ import torch
 
 import minip2p
 from lessons.common import finish, load, settings, show, table
-from lessons.measure import detector, mixed_embeddings, run_targets, swap_row
+from lessons.measure import detector, mixed_embeddings, run_beside, swap_row
 from minip2p.figures import grid
 from minip2p.figures.panels import Panel, panel_figure
 from minip2p.scheduler import ddim_step
@@ -77,18 +77,18 @@ print(f"by hand and by library: largest relative difference of the latents {diff
 # %% [markdown]
 # ## The maps before and after
 # The same swap from several seeds, which nobody picked. In the edit the new word has the map of the old word until the window
-# closes. To save time, the source is recorded once, and later edits run the target alone.
+# closes. To save time, the source is recorded once, and `run_beside` runs all targets in one batch, each with an edit of its own.
 
 # %%
 recordings = [sd.record(SOURCE, seed=seed, steps=STEPS, guidance=GUIDANCE, progress=False) for seed in chosen.seeds]
-freely, swaps = (run_targets(sd, recordings, PROMPTS, edit, record=True) for edit in (None, swap))
-seeds, sources = [f"seed {seed}" for seed in chosen.seeds], [run.images[0] for run in swaps]
+runs = run_beside(sd, recordings, PROMPTS[1], [None, swap], record=True)  # of each: source, no control, Prompt-to-Prompt
+seeds, sources = [f"seed {seed}" for seed in chosen.seeds], [run.images[0] for run in runs]
 rows = []
-for run, other in zip(swaps, freely):
+for run in runs:
     before = [Panel("source", run.images[0]), Panel(f"map of {OLD!r}", share=run.maps.word(OLD, 0, mean=True))]
-    after = [Panel(f"{NEW}, Prompt-to-Prompt", run.images[1]), Panel(f"map of {NEW!r}", share=run.maps.word(NEW, 1, mean=True))]
-    rows.append([*before, Panel(f"{NEW}, no control", other.images[1]), *after])
-show(panel_figure(rows, f"{WORDS}; maps: mean over steps, heads and {swaps[0].maps.layers()}", row_labels=seeds), chosen, "02_maps")
+    after = [Panel(f"{NEW}, Prompt-to-Prompt", run.images[2]), Panel(f"map of {NEW!r}", share=run.maps.word(NEW, 2, mean=True))]
+    rows.append([*before, Panel(f"{NEW}, no control", run.images[1]), *after])
+show(panel_figure(rows, f"{WORDS}; maps: mean over steps, heads and {runs[0].maps.layers()}", row_labels=seeds), chosen, "02_maps")
 
 # %% [markdown]
 # ## Which maps, and for how long?
@@ -102,10 +102,8 @@ SHAPE = "tree"
 TREE = [SOURCE, SOURCE.replace(OLD, SHAPE)]
 WINDOWS = {"no control": (0, 0), "n-th map, 0.8": ({"default_": 0, SHAPE: 0.8}, 0)}
 WINDOWS |= {f"{maps}/{own}": (maps, own) for maps, own in ((0.2, 0), (0.8, 0), (0.8, 0.4), (1, 0.4), (0.8, 0.8), (1, 1))}
-sweep = {}
-for name, windows in WINDOWS.items():
-    runs = run_targets(sd, recordings, TREE, minip2p.Swap(sd.tokenizer, TREE, *windows))
-    sweep[name] = [run.images[1] for run in runs]
+swept = run_beside(sd, recordings, TREE[1], [minip2p.Swap(sd.tokenizer, TREE, *windows) for windows in WINDOWS.values()])
+sweep = dict(zip(WINDOWS, zip(*(run.images[1:] for run in swept))))
 caption = f"{SOURCE!r}, {OLD} -> {SHAPE}, {STEPS} steps, guidance {GUIDANCE}"
 show(grid(list(zip(sources, *sweep.values())), seeds, ["source", *sweep], caption), chosen, "03_windows")
 rows = {name: swap_row(detect, sources, pictures, OLD, SHAPE) for name, pictures in sweep.items()}
@@ -138,8 +136,8 @@ if detect:
 # %%
 apart = torch.cat([sd.init_latents(SEED), sd.init_latents(chosen.seeds[-1])])
 other = sd.generate(PROMPTS, latents=apart, steps=STEPS, guidance=GUIDANCE, edit=swap).images[1]
-pictures = {f"{seeds[-1]}, no control": freely[-1].images[1], f"{seeds[-1]}, {seeds[0]}'s maps": other}
-pictures[f"{seeds[0]}, its own maps"] = swaps[0].images[1]
+pictures = {f"{seeds[-1]}, no control": runs[-1].images[1], f"{seeds[-1]}, {seeds[0]}'s maps": other}
+pictures[f"{seeds[0]}, its own maps"] = runs[0].images[2]
 show(grid([[sources[0], *pictures.values()]], (), ["source", *pictures], WORDS), chosen, "04_other_noise")
 table("the target's noise and maps", ["layout"], {name: [layout(sources[0], picture)] for name, picture in pictures.items()})
 

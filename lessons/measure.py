@@ -12,6 +12,7 @@ from PIL import Image
 from lessons.common import Settings, percent
 from minip2p import Recording, Result, StableDiffusion
 from minip2p.compose import Chain
+from weights.scorecard.beside import Beside
 from weights.scorecard.measures import layout
 from weights.toyworld import judge
 from weights.toyworld.judge import Verdict
@@ -41,9 +42,10 @@ def mean(values: Sequence[float | None]) -> float | None:
 # ---------------------------------------------------------------- the surveys of lesson 3
 
 
-def run_targets(sd: StableDiffusion, recordings: Sequence[Recording], prompts: Sequence[str], edit, **options) -> list[Result]:
-    """One result per recording: the recorded source and its edited target. Only the target is run, which halves the time."""
-    return [sd.generate(prompts, edit=edit, recording=recording, progress=False, **options) for recording in recordings]
+def run_beside(sd: StableDiffusion, recordings: Sequence[Recording], target: str, edits, **options) -> list[Result]:
+    """One result per recording: its source, then the target once for each edit (None: no control), all targets in one batch."""
+    together = {"edit": Beside(edits), "progress": False, **options}
+    return [sd.generate([each.prompt, *[target] * len(edits)], recording=each, **together) for each in recordings]
 
 
 def swap_row(detect, sources: Sequence[Image.Image], targets: Sequence[Image.Image], old: str, new: str) -> list:

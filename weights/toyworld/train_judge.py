@@ -34,7 +34,7 @@ from weights.toyworld.train_vae import as_images
 TRAINING = 1_000_000  # first seed of its pictures
 LR, LR_STARTED = 3e-3, 1e-3  # of random weights; of a trained judge's
 BATCH, SOFT = 64, 8  # pictures at a time, and how many of them are blurred
-VALIDATION = 500_000  # its log tells how it does on these of the unseen pictures; the first of them are kept for the end
+VALIDATION, VALIDATED = 500_000, 100  # its log tells how it does on these of the unseen pictures, the first of which are kept for the end
 
 
 def truth_of(scene: Scene, boxes: Sequence[tuple[int, int, int, int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -154,7 +154,7 @@ def train(
         return loss_of(judge, images, boxed, torch.from_numpy(whole[index]), shown)
 
     def validate():
-        row = test(judge, sd, VALIDATION, 100)["through the VAE"]
+        row = test(judge, sd, VALIDATION, VALIDATED)["through the VAE"]
         return ", ".join(
             f"{what} {sum(right) / len(right):.1%}" for what, right in row.items() if what in ("nouns", "weather that shows")
         )
