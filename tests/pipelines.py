@@ -61,13 +61,15 @@ def random_pipeline(folder: Path, flavour: str = "sd1", seed: int = 0) -> Stable
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
         steps_offset=1, prediction_type="v_prediction" if sd2 else "epsilon",
     )  # fmt: skip
-    for network in (text_encoder, unet, vae):
-        for parameter in network.eval().parameters():  # norms other than 1 and biases other than 0, so that a wrong one shows
+    return assembled(folder, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
+
+
+def assembled(folder: Path, **parts) -> StableDiffusionPipeline:
+    """A quiet pipeline of these parts, also written to `folder`, whose norms are not 1 and whose biases are not 0."""
+    for network in (parts["text_encoder"], parts["unet"], parts["vae"]):
+        for parameter in network.eval().parameters():
             parameter.data += 0.1 * torch.randn_like(parameter) if parameter.ndim == 1 else 0
-    pipeline = StableDiffusionPipeline(
-        vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+    pipeline = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(folder)
     return pipeline

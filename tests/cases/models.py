@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from minip2p.tokenizer import END, START
-from tests.pipelines import write_tokenizer
+from tests.pipelines import assembled, write_tokenizer
 
 State = dict[str, Tensor]
 FULL, PLAIN = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D"), ("DownBlock2D", "UpBlock2D")
@@ -82,14 +82,8 @@ def make(name: str, folder: Path, seed: int = 0) -> StableDiffusionPipeline:
     usual = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
     scheduler = DDIMScheduler(**usual | {"clip_sample": False, "set_alpha_to_one": False} | kind.scheduler)
     for network in (text_encoder, unet, vae):
-        for parameter in network.eval().requires_grad_(False).parameters():
-            parameter.data += 0.1 * torch.randn_like(parameter) if parameter.ndim == 1 else 0  # no norm or bias is 1 or 0
-    pipeline = StableDiffusionPipeline(
-        vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.save_pretrained(folder)
+        network.requires_grad_(False)
+    pipeline = assembled(folder, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
     write_tokenizer(folder / "tokenizer", pad="!" if kind.sd2 else END)  # save_pretrained writes a tokenizer.json only
     return pipeline
 
