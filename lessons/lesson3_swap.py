@@ -1,7 +1,7 @@
 """Lesson 3: swap a word
 
 You will see a cat become a dog while the house beside it stays where it is: by hand in 15 lines, and with the library. Figures
-and tables over seeds ask which maps are needed, for how long, and from which noise. About a minute on two CPU cores.
+and tables over seeds ask which maps are needed, for how long, and from which noise. About 50 seconds on two CPU cores.
 
     make lesson3 SEED=7 STEPS=50 SEEDS=8
 """

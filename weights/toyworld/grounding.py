@@ -23,7 +23,7 @@ from weights.toyworld.scene import COLOURS, Scene
 SIDES = (16, 8)  # of the cross-attention maps that are taught; those of 4 x 4 are too coarse
 # What a token of a prompt can name, and how much of a pixel's attention a word should have there. Colours have the masks of their
 # things. Little for the words that are re-weighted: the weight 4 of a word with a large share would drown the rest.
-SHARES = {"first thing": 0.9, "second thing": 0.9, "ground": 0.9, "sky": 0.12, "cloudy": 0.12, "snowy": 0.12,
+SHARES = {"first thing": 0.8, "second thing": 0.8, "ground": 0.8, "sky": 0.12, "cloudy": 0.12, "snowy": 0.12,
           "with flowers": 0.12, "starry": 0.12, "first colour": 0.1, "second colour": 0.1}  # fmt: skip
 REGIONS = tuple(SHARES)
 WORDS = {"cloudy": "cloudy", "snowy": "snowy", "flowers": "with flowers", "starry": "starry", "night": "sky"}

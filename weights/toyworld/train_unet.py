@@ -19,7 +19,7 @@ from weights.toyworld.loop import Run
 from weights.toyworld.sizes import Denoiser, Size
 
 DROPPED = 0.1  # the share of pictures whose caption is left out, for classifier-free guidance
-LEAST = 0.5  # the weight of the grounding terms where the noise hides the layout
+LEAST = 0.3  # the weight of the grounding terms where the noise hides the layout
 
 
 def latent_scale(run: Path) -> float:

@@ -24,11 +24,11 @@ from weights.toyworld.loop import Run
 from weights.toyworld.sizes import SIZES, Size
 
 BATCH = 8
-LR, LR_STARTED = 1e-3, 5e-4  # of random weights; of trained ones, which a higher rate would first make worse
+LR, LR_STARTED = 1e-3, 2.5e-4  # of random weights; of trained ones, which a higher rate would first make worse
 EDGES = 0.5  # weight of the errors' differences between neighbouring pixels: outlines and eyes are a pixel wide
 COLOUR = 1.0  # weight of the errors' means over 4 x 4 pixels: a red flower must not come back orange
 KL = 3e-4  # enough to keep the latents near a unit Gaussian, too little to blur the pictures
-ANCHOR = 0.02  # weight of the squared distance from the latents of the VAE that training begins with; less than a hundredth of their squares is left
+ANCHOR = 0.05  # weight of the squared distance from the latents of the VAE that training begins with; less than a hundredth of their squares is left
 LOGGED = 64  # pictures on which the log measures; 200 would take a tenth of the time
 
 
