@@ -1,6 +1,7 @@
 """The scorecard measures what it says it measures, and goes on where it was stopped."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 
 import minip2p
-from weights.scorecard import report, run, trials
+from weights.scorecard import maps, report, run, trials
 from weights.scorecard.__main__ import FULL
 from weights.scorecard.beside import Beside, only_nth
 from weights.scorecard.measures import layout, outside, overlap, psnr, quantity
@@ -17,6 +18,12 @@ from weights.toyworld import judge, world
 from weights.toyworld.judge import Found
 
 TOY = Path(__file__).resolve().parent.parent / "weights" / "toy"
+
+
+MAPS = [  # what the trial `maps` says of two nouns
+    {"ratio": ratio, "iou": 0.5, "words": 0.4, "blend": 0.25, "covered": 1.0, "chance": 0.15, "vae": 27.0, "hits": [1, 1, last, 0]}
+    for ratio, last in ((4.0, 0), (6.0, 1))
+]
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +161,14 @@ def test_the_page_has_every_aim_and_every_trial_is_counted(bench):
     page = report.markdown(summary)
     assert len(report.aims(summary)) == 12 and all(what in page for what, *_ in report.aims(summary))
     assert "A quick run" in page and "| night |" in page and "| with local blend |" in page
+
+
+def test_maps_of_several_models_stand_in_one_table(monkeypatch, capsys):
+    monkeypatch.setattr(maps, "run", lambda folder, counts, steps, kept: {"maps": [MAPS] * counts["maps"]})
+    monkeypatch.setattr(sys, "argv", ["maps", "one/toy", "another"])
+    maps.main()
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[2] == "| toy | 5.0 | 0.50 | 100 / 100 / 50 / 0 % | 40.0 % | 25.0 % |" and rows[3].startswith("| another | 5.0 ")
 
 
 def test_an_aim_is_reached_or_not():

@@ -31,11 +31,7 @@ def summarise(results: dict[str, list]) -> dict:
             }
             for things in (1, 2)
         },
-        "maps": {
-            "ratio": median(row["ratio"] for row in nouns),
-            **{name: average(row[name] for row in nouns) for name in ("iou", "words", "blend", "covered", "chance", "vae")},
-            "hits": [average(row["hits"][i] for row in nouns) for i in range(len(LEVELS))],
-        },
+        "maps": summarise_maps(nouns),
         "swap": {
             method: {
                 what: average(rows[method][what] for rows in swaps)
@@ -58,6 +54,13 @@ def summarise(results: dict[str, list]) -> dict:
             for seen in ("drawn", "through the VAE")
         },
     }
+
+
+def summarise_maps(nouns: list[dict]) -> dict:
+    """The numbers of the trial `maps`, of which each row is a noun."""
+    means = {name: average(row[name] for row in nouns) for name in ("iou", "words", "blend", "covered", "chance", "vae")}
+    hits = [average(row["hits"][i] for row in nouns) for i in range(len(LEVELS))]
+    return {"ratio": median(row["ratio"] for row in nouns), **means, "hits": hits}
 
 
 def graded(trials: list[list[float]]) -> dict:
