@@ -70,7 +70,7 @@ class Layer(nn.Module):
 
 
 def embedding(count: int, width: int) -> nn.Embedding:
-    """A table of zeros. The normal numbers of nn.Embedding would, on the meta device, import half of torch: 1.7 s of each start."""
+    """A table of zeros. On the meta device nn.Embedding's normal numbers import torch's compiler, which takes longer than loading."""
     return nn.Embedding.from_pretrained(torch.zeros(count, width), freeze=False)
 
 

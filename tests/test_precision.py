@@ -38,7 +38,7 @@ def pictures(sd: StableDiffusion, what: str, seeds: int, steps: int) -> torch.Te
         return sd.vae.decode(scaled.to(sd.device, sd.dtype)).float().cpu().clamp(-1, 1)
 
 
-ON_A_GPU = [("bfloat16", 40), ("float16", 40), ("float32", 60)]  # with TF32 in convolutions, torch's default
+ON_A_GPU = [("bfloat16", 40), ("float16", 40), ("float32", 60)]  # float32 has TF32 in convolutions, torch's default
 
 
 @pytest.mark.parametrize(

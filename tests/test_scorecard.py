@@ -87,11 +87,14 @@ def test_quantities_rise_with_what_the_world_draws(word):
 # ---------------------------------------------------------------- trials
 
 
-def test_edits_beside_each_other_are_those_edits(bench):
+@pytest.mark.parametrize("recorded", [False, True])
+def test_edits_beside_each_other_are_those_edits(bench, recorded):
     prompts = ["a cat next to a house", "a dog next to a house"]
     blend = minip2p.LocalBlend(bench.sd.tokenizer, prompts, [["cat"], ["dog"]])
     edits = [None, minip2p.Swap(bench.sd.tokenizer, prompts), minip2p.Swap(bench.sd.tokenizer, prompts, blend=blend)]
     options = {"seed": 1, "steps": 5, "progress": False}
+    if recorded:
+        options = {"recording": bench.sd.record(prompts[0], **options), "progress": False}
     together = bench.sd.generate([prompts[0]] + [prompts[1]] * 3, edit=Beside(edits), **options).latents
     for edit, latents in zip(edits, together[1:]):
         alone = bench.sd.generate(prompts, edit=edit, **options).latents

@@ -1,7 +1,7 @@
 """Five swaps on seeds 0 to 7, none picked, as a sheet to look at: python -m weights.scorecard.seeds
 
-Writes weights/scorecard/seeds.png and prints a table: in how many of eight pictures the object that the edit does not name keeps
-its place (its box overlaps its old one by more than half) and its colour, and in how many the swap succeeds.
+Writes weights/scorecard/seeds.png and prints a table: in how many of eight pictures the swap succeeds, and in how many the object
+that the edit does not name keeps its place and its colour. It keeps its place if its box overlaps its old one by more than half.
 """
 
 import io
