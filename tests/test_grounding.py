@@ -1,5 +1,6 @@
 """Grounding: which tokens name which pixels, and a loss that is least where each attends to its own."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import torch
 from minip2p import StableDiffusion
 from minip2p.tokenizer import CLIPTokenizer
 from weights.toyworld import vocabulary, world
-from weights.toyworld.grounding import NONE, REGIONS, SHARES, KeepMaps, grounding, region_masks, token_regions
+from weights.toyworld.grounding import (
+    NONE, OWN, REGIONS, SHARES, KeepMaps, copies, grounding, region_amounts, region_masks, token_regions,
+)  # fmt: skip
 
 TOY = Path(__file__).resolve().parent.parent / "weights" / "toy"
 
@@ -66,15 +69,26 @@ def test_masks_are_the_truth_reduced():
     assert masks[REGIONS.index("ground")].sum() / 255 * 16 == pytest.approx(truth.regions["ground"].sum(), abs=20)
 
 
-def losses(inside: float, outside: float) -> tuple[float, float]:
-    """The two terms of one token whose thing covers the left half, with this attention there and elsewhere."""
+def test_amounts_are_those_of_the_scene():
+    scene = world.sample(0)
+    things = (replace(scene.things[0], saturation=0.65),)
+    scene = replace(scene, darkness=0.88, extras=(("snowy", 6), ("starry", 28)), things=things)
+    amounts = dict(zip(REGIONS, region_amounts(scene).tolist()))
+    graded = {"sky": 1.0, "snowy": 0.1, "starry": 1.0, "first colour": 0.55}
+    assert amounts == pytest.approx({region: graded.get(region, 1.0) for region in REGIONS})
+    assert region_amounts(world.sample(0)).max() <= 1 and region_amounts(world.sample(0)).min() >= 0.1
+
+
+def losses(inside: float, outside: float, region: str = "first thing", amount: float = 1.0) -> tuple[float, float]:
+    """The two terms of one token whose region covers the left half, with this attention there and elsewhere."""
     masks = torch.zeros(1, len(REGIONS), 16, 16)
-    first = REGIONS.index("first thing")
+    first = REGIONS.index(region)
     masks[0, first, :, :8] = 1
     regions = torch.tensor([[NONE, first]])
     attention = (masks[0, first] * inside + (1 - masks[0, first]) * outside).reshape(1, 256, 1)
     maps = {16: [torch.cat([1 - attention, attention], -1)]}
-    return tuple(term.item() for term in grounding(maps, masks, regions, torch.ones(1)))
+    amounts = torch.full((1, len(REGIONS)), amount)
+    return tuple(term.item() for term in grounding(maps, masks, amounts, regions, torch.ones(1)))
 
 
 def test_the_terms_are_least_where_a_word_attends_to_its_thing():
@@ -83,9 +97,35 @@ def test_the_terms_are_least_where_a_word_attends_to_its_thing():
     assert losses(share, 0)[1] < min(losses(share, 0.1)[1], losses(0.95, 0)[1], losses(0.1, 0)[1])
 
 
+def test_a_graded_word_should_attend_as_much_as_there_is_of_it():
+    most = SHARES["cloudy"]
+    for amount in (0.2, 1.0):
+        pixel = {share: losses(share, 0, "cloudy", amount)[1] for share in (0.2 * most, most)}
+        assert min(pixel, key=pixel.get) == amount * most
+
+
 def test_nothing_to_ground_costs_nothing():
-    maps = {16: [torch.full((2, 256, 3), 1 / 3)]}
-    assert sum(grounding(maps, torch.zeros(2, len(REGIONS), 16, 16), torch.full((2, 3), NONE), torch.ones(2))) == 0
+    maps, masks = {16: [torch.full((2, 256, 3), 1 / 3)]}, torch.zeros(2, len(REGIONS), 16, 16)
+    assert sum(grounding(maps, masks, masks[:, :, 0, 0] + 1, torch.full((2, 3), NONE), torch.ones(2))) == 0
+
+
+def test_copies_are_what_other_tokens_have_read_of_graded_words():
+    """Each token is a number; `reading` adds to it a share of the tokens before it, as a causal encoder may."""
+    tokens, end = torch.tensor([[5.0, 3.0, 4.0, 9.0, 9.0]]), 9  # "cloudy" is 3, "house" 4
+    regions = torch.tensor([[NONE, OWN, 0, NONE, NONE]])
+    hidden = torch.zeros(1, len(REGIONS), dtype=torch.bool)
+
+    def copied(share: float) -> float:
+        def encode(tokens):
+            return (tokens + share * (tokens.cumsum(1) - tokens))[..., None]
+
+        return copies(encode, tokens, encode(tokens), regions, hidden, end).item()
+
+    assert copied(0.5) == 0  # nothing is hidden
+    hidden[0, OWN] = True
+    assert copied(0) == 0 < copied(0.1) < copied(0.5)
+    hidden[0, OWN], hidden[0, 0] = False, True
+    assert copied(0.5) > 0
 
 
 def test_keeping_maps_changes_nothing_and_keeps_those_of_16_and_8():

@@ -4,10 +4,14 @@ After TokenCompose (Wang et al. 2023, arXiv 2312.03626), which adds two terms to
 attention into the mask of its object, the other says for each pixel whether the word should attend there. TokenCompose finds
 its masks with a segmentation model. The toy's pictures are drawn, so that their masks are known.
 
+Words for sky and weather are taught two things more, so that a weight on such a word acts as a slider: to attend the more, the
+more of it the picture shows, and not to be copied into the tokens after them.
+
 Stable Diffusion learns such maps without this from 2 billion pictures. A toy that sees 40,000 does not (weights/README.md).
 """
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,17 +22,18 @@ from torch import Tensor
 from minip2p.attention import AttentionEdit, Site
 from minip2p.tokenizer import CLIPTokenizer
 from weights.toyworld.picture import Rendered
-from weights.toyworld.scene import COLOURS, Scene
+from weights.toyworld.scene import COLOURS, DARKNESS, EXTRAS, SATURATION, Scene
 
 SIDES = (16, 8)  # of the cross-attention maps that are taught; those of 4 x 4 are too coarse
 # What a token of a prompt can name, and how much of a pixel's attention a word should have there. Colours have the masks of their
-# things. Little for the words that are re-weighted: the weight 4 of a word with a large share would drown the rest.
-SHARES = {"first thing": 0.8, "second thing": 0.8, "ground": 0.8, "sky": 0.12, "cloudy": 0.12, "snowy": 0.12,
-          "with flowers": 0.12, "starry": 0.12, "first colour": 0.1, "second colour": 0.1}  # fmt: skip
+# things. Words of sky, weather and colour have this share where the picture shows the most of them, and less where it shows less.
+SHARES = {"first thing": 0.85, "second thing": 0.85, "ground": 0.85, "first colour": 0.1, "second colour": 0.1,
+          "sky": 0.25, "cloudy": 0.25, "snowy": 0.25, "with flowers": 0.25, "starry": 0.25}  # fmt: skip
 REGIONS = tuple(SHARES)
+OWN = REGIONS.index("sky")  # from here on: words that no other token needs to have read (a noun must read its colour)
 WORDS = {"cloudy": "cloudy", "snowy": "snowy", "flowers": "with flowers", "starry": "starry", "night": "sky"}
 NONE = -1  # the region of a token that names no place in the picture
-TOKEN_WEIGHT, PIXEL_WEIGHT = 0.3, 0.1  # of the two terms, beside the denoising loss
+TOKEN_WEIGHT, PIXEL_WEIGHT, COPY_WEIGHT = 0.3, 0.1, 1.0  # of the three terms, beside the denoising loss
 TOGETHER = 0.95  # the most for all tokens of one region: "bi" and "cycle" share the bicycle
 
 
@@ -47,6 +52,19 @@ def region_masks(truth: Rendered) -> np.ndarray:
             cells = named[region].reshape(side, -1, side, named[region].shape[1] // side).mean((1, 3))
             masks[i] = np.round(255 * cells)
     return masks
+
+
+def region_amounts(scene: Scene) -> np.ndarray:
+    """(R,) float32: of how much of a graded word the scene has, from 0.1 (least) to 1 (most); 1 for things and ground."""
+    ranges = EXTRAS | {"sky": DARKNESS, "first colour": SATURATION, "second colour": SATURATION}
+    found = dict(scene.extras) | {"sky": scene.darkness}
+    found |= {f"{number} colour": thing.saturation for number, thing in zip(("first", "second"), scene.things)}
+    amounts = np.ones(len(REGIONS), np.float32)
+    for i, region in enumerate(REGIONS):
+        if found.get(region):
+            least, most = ranges[region]
+            amounts[i] = 0.1 + 0.9 * (found[region] - least) / (most - least)
+    return amounts
 
 
 def token_regions(tokenizer: CLIPTokenizer, caption: str, scene: Scene) -> np.ndarray:
@@ -90,16 +108,20 @@ class KeepMaps(AttentionEdit):
         return attn
 
 
-def grounding(maps: dict[int, list[Tensor]], masks: Tensor, regions: Tensor, certainty: Tensor) -> tuple[Tensor, Tensor]:
+def grounding(
+    maps: dict[int, list[Tensor]], masks: Tensor, amounts: Tensor, regions: Tensor, certainty: Tensor
+) -> tuple[Tensor, Tensor]:
     """The token term and the pixel term, each a mean over layers, pictures and grounded tokens, weighted by `certainty`.
 
-    maps: of each side, the layers' maps (B, P, T). masks (B, R, 16, 16), from 0 to 1. regions (B, T). certainty (B,).
+    maps: of each side, the layers' maps (B, P, T). masks (B, R, 16, 16) and amounts (B, R), from 0 to 1. regions (B, T).
+    certainty (B,).
     token term: (1 - sum(A mask) / sum(A))^2, which is 0 if all of a token's attention A lies inside its mask.
     pixel term: binary cross-entropy of A against its share inside the mask and 0 outside, mean over pixels.
     """
     where = regions.clamp(min=0)
     tokens = F.one_hot(where, len(REGIONS)) * (regions >= 0)[..., None]  # (B, T, R)
-    share = (TOGETHER / tokens.sum(1).clamp(min=1)).minimum(torch.tensor([*SHARES.values()]).to(masks)).gather(1, where)  # (B, T)
+    share = torch.tensor([*SHARES.values()]).to(masks) * amounts  # (B, R)
+    share = share.minimum(TOGETHER / tokens.sum(1).clamp(min=1)).gather(1, where)  # (B, T)
     terms = []
     for side, layers in maps.items():
         mask = F.adaptive_avg_pool2d(masks, side).flatten(2)  # (B, R, P)
@@ -119,3 +141,18 @@ def grounding(maps: dict[int, list[Tensor]], masks: Tensor, regions: Tensor, cer
     token, pixel = torch.stack(terms).mean(0)
     return token, pixel
 
+
+def copies(encode: Callable[[Tensor], Tensor], tokens: Tensor, text: Tensor, regions: Tensor, hidden: Tensor, end: int) -> Tensor:
+    """The copy term: how much tokens have read of the hidden words before them, as a share of the squares of their embeddings.
+
+    Where the padding has read "cloudy", a weight on "cloudy" reaches only one of two copies of the word. So some words are
+    replaced by the end token, and the other tokens' embeddings should not notice.
+
+    encode: token ids (B, T) -> text embedding (B, T, D); `text` is that of `tokens`. regions (B, T). hidden (B, R) bool: the
+    regions whose words are replaced.
+    """
+    gone = (regions >= 0) & hidden.gather(1, regions.clamp(min=0))  # (B, T)
+    with torch.no_grad():
+        without = encode(tokens.masked_fill(gone, end)).float()
+    change = (text.float() - without).square().sum(-1) * ~gone
+    return change.sum() / without.square().sum()

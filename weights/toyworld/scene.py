@@ -38,6 +38,7 @@ STYLES = ("", "a child's drawing of", "a pencil sketch of")
 PLAIN, CHILD, PENCIL = STYLES
 RELATIONS = ("next to", "on", "behind")
 EXTRAS = {"cloudy": (1, 5), "snowy": (6, 44), "with flowers": (1, 16), "starry": (3, 28)}  # least and most of each
+DARKNESS, SATURATION = (0.40, 0.88), (0.3, 1.0)  # of nights; of the colours of things
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from minip2p.tokenizer import CLIPTokenizer
 from weights.command import command
 from weights.toyworld import vocabulary, world
 from weights.toyworld.export import export
-from weights.toyworld.grounding import REGIONS, SIDES, region_masks, token_regions
+from weights.toyworld.grounding import REGIONS, SIDES, region_amounts, region_masks, token_regions
 from weights.toyworld.sizes import SIDE, SIZES, Size
 from weights.toyworld.train_unet import train_unet
 from weights.toyworld.train_vae import as_images, encode_pictures, held_out, made, train_decoder, train_vae
@@ -75,7 +75,8 @@ def _draw(seed: int) -> tuple[np.ndarray, np.ndarray, str]:
 
 def draw_pictures(run: Path, count: int) -> None:
     """Writes pictures.npy (count, 64, 64, 3) uint8, captions.json and the tokenizer learned from them; and for the grounding
-    masks.npy (count, R, 16, 16) uint8, where each of the regions is, and regions.npy (count, T) int8, which one a token names.
+    masks.npy (count, R, 16, 16) uint8, where each of the regions is, amounts.npy (count, R) float32, how much of it there is, and
+    regions.npy (count, T) int8, which one a token names.
     """
     if (run / "regions.npy").exists():
         return
@@ -94,7 +95,9 @@ def draw_pictures(run: Path, count: int) -> None:
         vocabulary.write(captions, run / "tokenizer")
     write_whole(run / "captions.json", lambda path: path.write_text(json.dumps(captions)))
     tokenizer = CLIPTokenizer(run / "tokenizer", vocabulary.CONTEXT)
-    regions = np.stack([token_regions(tokenizer, caption, world.sample(seed)) for seed, caption in enumerate(captions)])
+    scenes = [world.sample(seed) for seed in range(count)]
+    write_whole(run / "amounts.npy", lambda path: np.save(path, np.stack([region_amounts(scene) for scene in scenes])))
+    regions = np.stack([token_regions(tokenizer, *pair) for pair in zip(captions, scenes)])
     write_whole(run / "regions.npy", lambda path: np.save(path, regions))
 
 

@@ -14,7 +14,7 @@ from minip2p.save import write_whole
 from minip2p.scheduler import Schedule
 from minip2p.tokenizer import CLIPTokenizer
 from weights.toyworld import vocabulary
-from weights.toyworld.grounding import NONE, PIXEL_WEIGHT, TOKEN_WEIGHT, KeepMaps, grounding
+from weights.toyworld.grounding import COPY_WEIGHT, NONE, OWN, PIXEL_WEIGHT, TOKEN_WEIGHT, KeepMaps, copies, grounding
 from weights.toyworld.loop import Run
 from weights.toyworld.sizes import Denoiser, Size
 
@@ -32,11 +32,12 @@ def latent_scale(run: Path) -> float:
 
 
 class Examples:
-    """What the UNet is trained on, from the files of a run: latents, token ids, and where each word's thing is."""
+    """What the UNet is trained on, from the files of a run: latents, token ids, where each word's thing is and how much of it."""
 
     def __init__(self, run: Path, held_out: int):
         self.latents = torch.from_numpy(np.load(run / "latents.npy")) * latent_scale(run)  # (N, 4, 16, 16) float16
         self.masks = np.load(run / "masks.npy", mmap_mode="r")  # (N, R, 16, 16) uint8
+        self.amounts = torch.from_numpy(np.load(run / "amounts.npy"))  # (N, R)
         self.regions = torch.from_numpy(np.load(run / "regions.npy")).long()  # (N, T)
         tokenizer = CLIPTokenizer(run / "tokenizer", vocabulary.CONTEXT)
         self.tokens = tokenizer(json.loads((run / "captions.json").read_text()))  # (N, T)
@@ -47,13 +48,14 @@ class Examples:
         self.held_out = held_out
 
     def batch(self, index: np.ndarray, generator: torch.Generator, dropped: float, device) -> tuple[Tensor, ...]:
-        """Latents, token ids, masks and regions of these pictures; `dropped` of them have no caption and no regions."""
+        """Latents, token ids, masks, amounts and regions of these pictures; `dropped` of them have no caption and no regions."""
         rows = torch.from_numpy(index)
         tokens, regions = self.tokens[rows], self.regions[rows]
         gone = torch.rand(len(index), generator=generator) < dropped
         tokens[gone], regions[gone] = self.nothing, NONE
-        masks = torch.from_numpy(self.masks[index]).to(device).float() / 255
-        return self.latents[rows].float().to(device), tokens.to(device), masks, regions.to(device)
+        masks = torch.from_numpy(self.masks[index]).float() / 255
+        parts = self.latents[rows].float(), tokens, masks, self.amounts[rows], regions
+        return tuple(part.to(device) for part in parts)
 
 
 def train_unet(run: Path, size: Size, steps: int, lr: float, held_out: int, device, bf16: bool) -> None:
@@ -71,22 +73,26 @@ def train_unet(run: Path, size: Size, steps: int, lr: float, held_out: int, devi
     often = (5 * (1 - a) / a).clamp(max=1).cpu()
 
     def look(index, generator, chances, dropped):
-        """Squared errors (B,), alphas_cumprod (B,), the maps and the batch."""
-        z, tokens, _, _ = batch = examples.batch(index, generator, dropped, device)
+        """Squared errors (B,), alphas_cumprod (B,), the copy term, the maps and the batch."""
+        z, tokens, masks, _, regions = batch = examples.batch(index, generator, dropped, device)
         t = torch.multinomial(chances, len(z), replacement=True, generator=generator).to(device)
         noise = torch.randn(z.shape, generator=generator).to(device)
         a_t = a[t][:, None, None, None]
         noisy = (a_t.sqrt() * z + (1 - a_t).sqrt() * noise).contiguous(memory_format=torch.channels_last)
         keep = KeepMaps()
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            output = model.unet(noisy, t, model.text_encoder(tokens), keep)
-        return (output.float() - noise).square().mean((1, 2, 3)), a[t], keep.maps, batch
+            text = model.text_encoder(tokens)
+            output = model.unet(noisy, t, text, keep)
+            hidden = (torch.rand(masks.shape[:2], generator=generator) < 0.5).to(device)
+            hidden[:, :OWN] = False
+            copied = copies(model.text_encoder, tokens, text, regions, hidden, examples.end)
+        return (output.float() - noise).square().mean((1, 2, 3)), a[t], copied, keep.maps, batch
 
     def loss_of(generator, rng):
         index = rng.integers(0, examples.count, size.batch)
-        error, a_t, maps, (_, _, masks, regions) = look(index, generator, often, DROPPED)
-        token, pixel = grounding(maps, masks, regions, a_t.sqrt().clamp(min=LEAST))
-        return (error / a_t.sqrt()).mean() + TOKEN_WEIGHT * token + PIXEL_WEIGHT * pixel
+        error, a_t, copied, maps, (_, _, *truth) = look(index, generator, often, DROPPED)
+        token, pixel = grounding(maps, *truth, a_t.sqrt().clamp(min=LEAST))
+        return (error / a_t.sqrt()).mean() + TOKEN_WEIGHT * token + PIXEL_WEIGHT * pixel + COPY_WEIGHT * copied
 
     @torch.no_grad()
     def validate():
@@ -95,14 +101,15 @@ def train_unet(run: Path, size: Size, steps: int, lr: float, held_out: int, devi
         generator = torch.Generator().manual_seed(1)
         seen = []
         for index in np.array_split(np.arange(first, len(examples.latents)), 4):
-            error, _, maps, (_, tokens, masks, regions) = look(index, generator, torch.ones(len(a)), 0.0)
+            error, _, copied, maps, (_, tokens, *truth) = look(index, generator, torch.ones(len(a)), 0.0)
             words = (tokens != examples.end).float()
             words[:, 0] = 0
             share = torch.stack([(m * words[:, None]).sum(-1).mean() for layers in maps.values() for m in layers]).mean()
-            terms = grounding(maps, masks, regions, torch.ones(len(index), device=device))
-            seen.append(torch.stack([error.mean(), share, *terms]))
-        mse, share, token, pixel = torch.stack(seen).mean(0).tolist()
-        return f"attention on words {share:.3f} token term {token:.4f} pixel term {pixel:.4f} validation mse {mse:.4f}"
+            terms = grounding(maps, *truth, torch.ones(len(index), device=device))
+            seen.append(torch.stack([error.mean(), share, *terms, copied]))
+        mse, share, token, pixel, copied = torch.stack(seen).mean(0).tolist()
+        terms = f"token term {token:.4f} pixel term {pixel:.4f} copies {copied:.4f}"
+        return f"attention on words {share:.3f} {terms} validation mse {mse:.4f}"
 
     training = Run(run / "unet.pt", model, lr, steps)
     training.train(loss_of, validate)

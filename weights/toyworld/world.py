@@ -18,7 +18,9 @@ from PIL import Image, ImageDraw, ImageFont
 from minip2p.save import writable
 from weights.command import command
 from weights.toyworld.picture import Rendered, render
-from weights.toyworld.scene import CHILD, COLOURS, EXTRAS, PENCIL, PLACES, RELATIONS, STYLES, Box, Scene, Thing
+from weights.toyworld.scene import (
+    CHILD, COLOURS, DARKNESS, EXTRAS, PENCIL, PLACES, RELATIONS, SATURATION, STYLES, Box, Scene, Thing,
+)  # fmt: skip
 from weights.toyworld.things import NOUNS
 
 CLIMBERS, PERCHES = ("cat", "dog", "ball", "flower"), ("house", "car", "boat", "castle")  # what may be on what
@@ -42,7 +44,7 @@ def sample(seed: int) -> Scene:
         touched = tuple(t.colour for t in things) if relation in ("on", "behind") else ()
         things += (_thing(rng, noun, box, style, PLACES[place].hides + touched),)
     light = (rng.uniform(0.12, 0.88), rng.uniform(0.10, 0.18)) if night or rng.random() < 0.35 else None
-    return Scene(things, relation, place, style, rng.uniform(0.40, 0.88) if night else 0.0,
+    return Scene(things, relation, place, style, rng.uniform(*DARKNESS) if night else 0.0,
                  _extras(rng, night, nouns), horizon, light, rng.randrange(2**30), (rng.uniform(0.5, 1.0), rng.uniform(0.3, 1.0)))
 
 
@@ -63,7 +65,7 @@ def _thing(rng: Random, noun: str, box: Box, style: str, hidden: tuple[str, ...]
     named = style != PENCIL and rng.random() < 0.55
     wanted = COLOURS if named or rng.random() < 0.25 else NOUNS[noun].likes
     choice = [c for c in wanted if c not in hidden] or [c for c in COLOURS if c not in hidden]
-    saturation = 1.0 if rng.random() < 0.2 else rng.uniform(0.3, 1.0)
+    saturation = 1.0 if rng.random() < 0.2 else rng.uniform(*SATURATION)
     return Thing(noun, rng.choice(choice), box, rng.random() < 0.5, named, saturation, rng.uniform(-0.12, 0.12))
 
 
