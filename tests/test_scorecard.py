@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import minip2p
-from weights.scorecard import maps, report, run, trials
+from weights.scorecard import compare, report, run, trials
 from weights.scorecard.__main__ import FULL
 from weights.scorecard.beside import Beside, only_nth
 from weights.scorecard.measures import layout, outside, overlap, psnr, quantity
@@ -162,18 +162,23 @@ def test_the_page_has_every_aim_and_every_trial_is_counted(bench):
         trial["valid"] = True  # two steps draw no objects that the judge could find
     summary = report.summarise(results) | {"steps": 2, "quick": True}
     page = report.markdown(summary)
-    assert len(report.aims(summary)) == 12 and all(what in page for what, *_ in report.aims(summary))
+    assert len(report.aims(summary)) == 13 and all(what in page for what, *_ in report.aims(summary))
     assert "A quick run" in page and "| night |" in page and "| with local blend |" in page
 
 
-def test_maps_of_several_models_stand_in_one_table(monkeypatch, capsys):
-    monkeypatch.setattr(maps, "run", lambda folder, counts, steps, kept: {"maps": [MAPS] * counts["maps"]})
-    monkeypatch.setattr(sys, "argv", ["maps", "one/toy", "another"])
-    maps.main()
+def test_several_models_stand_in_one_table(monkeypatch, capsys):
+    word = {"word": "night", "valid": True, "values": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]}
+    monkeypatch.setattr(compare, "run", lambda folder, counts, steps, kept: {"maps": [MAPS] * counts["maps"], "reweight": [word]})
+    monkeypatch.setattr(sys, "argv", ["compare", "one/toy", "another"])
+    compare.main()
     rows = capsys.readouterr().out.splitlines()
     assert rows[2] == "| toy | 5.0 | 0.50 | 100 / 100 / 50 / 0 % | 40.0 % | 25.0 % |" and rows[3].startswith("| another | 5.0 ")
+    assert "| toy | night | 0.100 | 0.200 | 0.300 | 0.400 | 0.500 | 0.600 |" in rows
 
 
 def test_an_aim_is_reached_or_not():
-    rising, flat = ([[0.1, 0.2, 0.3, 0.4, 0.5, 0.6]], [[0.1, 0.2, 0.3, 0.3, 0.3, 0.4]])
-    assert report.graded(rising)["rises"] and not report.graded(flat)["rises"]
+    rising, above, flat = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [0.3, 0.3, 0.3, 0.4, 0.5, 0.6], [0.1, 0.2, 0.3, 0.3, 0.3, 0.4]
+    assert report.graded([rising])["rises"] == {"-2": True, "0": True}
+    assert report.graded([above])["rises"] == {"-2": False, "0": True}
+    assert report.graded([flat])["rises"] == {"-2": False, "0": False}
+    assert report.graded([[0.1, 0.12, 0.5, 0.51, 0.52, 0.53]])["rises"] == {"-2": True, "0": False}  # by 6 % from 0 on
