@@ -128,16 +128,18 @@ table("correlation with the final map", columns, rows)
 # tokens, never to later ones. Change one word, and compare each token's embedding with what it was.
 
 # %%
-changed = PROMPT.replace("red", "blue")
-before, after = sd.encode_text([PROMPT, changed])
-difference = (before - after).norm(dim=-1) / before.norm(dim=-1)
-rows = {f"{positions[0]}: {word}": [float(difference[positions].mean())] for word, positions in words}
-rows |= {"padding": [float(difference[end + 1 :].mean())]}
-table(f"relative change of the embeddings, {PROMPT!r} -> {changed!r}", ["change"], rows)
+LONGER = f"{PROMPT} on a cloudy day"
+changes = {"red -> blue": ("red", "blue"), "house -> car": ("house", "car"), "cloudy -> snowy": ("cloudy", "snowy")}
+before, *after = sd.encode_text([LONGER, *(LONGER.replace(*change) for change in changes.values())])
+difference = torch.stack([(text - before).norm(dim=-1) / before.norm(dim=-1) for text in after], 1)  # (tokens, changes)
+rows = {f"{positions[0]}: {word}": difference[positions].mean(0).tolist() for word, positions in sd.tokenizer.words(LONGER)}
+rows |= {"padding": difference[2 + len(sd.tokenizer.encode(LONGER).ids) :].mean(0).tolist()}
+table(f"relative change of the embeddings, {LONGER!r}", list(changes), rows)
 
 # %% [markdown]
-# Tokens before the changed word stay exactly as they are. All later tokens change, because they have read the word. Lesson 3
-# tests whether they also draw what they have read.
+# Tokens before the changed word stay exactly as they are. The tokens after a changed noun or colour change, because they have read
+# it. Lesson 3 tests whether they also draw what they have read. The tokens after "cloudy" hardly change: the toy's training has a
+# third loss, which teaches them not to copy words for sky and weather. Lesson 5 shows why it has.
 #
 # ## Exercises
 # 1. Which word has the largest share? Replace "tree" by another noun and look again: does the share follow the area?

@@ -63,7 +63,8 @@ class WeightByHand(minip2p.AttentionEdit):
         if site.kind == "cross" and self.cross_open:
             target = source.clone()
             target[..., AT] *= self.weight
-            target = target / target.sum(-1, keepdim=True) if self.divide else target  # used further below
+            if self.divide:  # used further below; a head may give all of a pixel to the word, and weight 0 leaves nothing
+                target = target / target.sum(-1, keepdim=True).clamp(min=1e-6)
         if site.kind == "self" and self.self_open:
             target = source
         return torch.cat([source, target])
@@ -106,14 +107,15 @@ rows = [[quantity("night", picture, None) if picture else None for picture in li
 table("darkness (0: white, 1: black)", labels, dict(zip(["re-weighted", "rows divided by their sums"], rows)))
 
 # %% [markdown]
-# With rows that sum to one the weight has almost no effect here. At weight 0 the share of "night" goes to the other tokens, and the
-# padding after it has read the word. Above 1 the output stays an average of values, so it cannot go beyond what the words say.
-# Here only the changed sums turn night into day, or make it darker. At 8 they also change the tree.
+# With rows that sum to one, weight 0 still brings the day: the share of "night" goes to the other tokens, which have not read it.
+# Above 1 the output stays an average of values, so it cannot go beyond the value of "night": from 2 on the night grows hardly
+# darker. Where the sums grow, that value is added several times, and the night grows darker up to 8. At 8 the tree dissolves.
 #
 # ## Four words
-# The effect of each word can be weak or strong: the toy's captions say that a day is cloudy, but not how cloudy. The figure shows one
-# seed. The table and the curves show what each word should bring, as a share of pixels or a mean of colours from 0 to 1, averaged
-# over seeds: grey sky, bright specks in the sky, darkness, redness of the house. (The scorecard has two more words.)
+# The toy's captions say that a day is cloudy, but not how cloudy. Its training taught "cloudy" to attend the more, the more clouds
+# there are, and other tokens not to copy the word (weights/README.md). The figure shows one seed. The table and the curves show
+# what each word should bring, as a share of pixels or a mean of colours from 0 to 1, averaged over seeds: grey sky, bright
+# specks in the sky, darkness, redness of the house. (The scorecard has two more words.)
 
 # %%
 WORDS = {"cloudy": f"{SCENE} on a cloudy day", "starry": f"{SCENE} on a starry night", "night": NIGHT}
@@ -127,9 +129,11 @@ relative = {word: [value / max(row[WEIGHTS.index(1)], 1e-3) for value in row] fo
 show(curves(WEIGHTS, relative, "weight", "quantity, relative to weight 1", f"{SEEDS}, {STEPS} steps"), chosen, "05_quantities")
 
 # %% [markdown]
-# Weights below 1 take away what the word brings; the clouds go at -2 only. Weights above 1 add little: darkness grows up to 8,
-# clouds and stars hardly. So the toy bears out "less" better than "more". "red" does not move at all. A likely reason is that
-# "house" and the tokens after it have read the word (lesson 2), and their columns keep their weight.
+# At weight 0 clouds, stars and night are gone, and below 0 there is nothing left to take away. Above 1 there is more of each.
+#
+# "red" does not move at all, because "house" has read it (lesson 2) and keeps its weight. It has to: in "a red house next to a blue
+# car" nobody could tell otherwise whose colour it is. In Stable Diffusion tokens read all words before them, so weights there may
+# act on a part of what the model knows of a word.
 #
 # The next table averages over all words. Layout is the correlation of the edges with those at weight 1. It falls on both sides,
 # most at -2 and 8. Confidence is the detector's score for house and tree, 0 for one that it does not find. It hardly falls: the
@@ -152,7 +156,7 @@ show(grid([[runs[0].images[0], *(run.images[1] for run in runs)]], (), names, f"
 
 # %% [markdown]
 # ## Exercises
-# 1. Begin the prompt with the word: NIGHT = f"at night, {SCENE}". Now more tokens have read it. Is weight 0 a darker picture?
+# 1. Begin the prompt with the word: NIGHT = f"at night, {SCENE}". Now all nouns come after it. Does weight 0 still bring the day?
 # 2. Widen the window: Reweight(..., cross_replace_steps=1.0, self_replace_steps=0.0). Does the redness of "red" move more?
 # 3. Re-weight two words of one prompt: Reweight(..., {"cloudy": -2.0, "flowers": 4.0}). Predict the mean sum of the rows first.
 
