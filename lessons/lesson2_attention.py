@@ -108,7 +108,7 @@ show(maps_by_size(result, [NOUN, OTHER]), chosen, "04_sizes")
 # %% [markdown]
 # ## The layout settles early
 # How early? The curve is the correlation of a word's map at each step with the mean of its maps over the last fifth of the
-# steps, averaged over seeds. At 1 the map is final. After a fifth of the steps both words' maps are at 0.95.
+# steps, averaged over seeds. At 1 the map is final. After a fifth of the steps both words' maps are at 0.95 or above.
 
 # %%
 lines = {}
@@ -137,9 +137,9 @@ rows |= {"padding": difference[2 + len(sd.tokenizer.encode(LONGER).ids) :].mean(
 table(f"relative change of the embeddings, {LONGER!r}", list(changes), rows)
 
 # %% [markdown]
-# Tokens before the changed word stay exactly as they are. The tokens after a changed noun or colour change, because they have read
-# it. Lesson 3 tests whether they also draw what they have read. The tokens after "cloudy" hardly change: the toy's training has a
-# third loss, which teaches them not to copy words for sky and weather. Lesson 5 shows why it has.
+# Tokens before the changed word stay exactly as they are. Tokens after a changed noun or colour have read it, some much and some
+# hardly. Lesson 3 tests whether they also draw what they have read. The tokens after "cloudy" hardly change: the toy's training has
+# a third loss, which teaches them not to read words for sky and weather (weights/README.md). Lesson 5 shows what it is for.
 #
 # ## Exercises
 # 1. Which word has the largest share? Replace "tree" by another noun and look again: does the share follow the area?

@@ -111,10 +111,10 @@ table(f"{OLD} -> {SHAPE}, {seeds[0]} to {seeds[-1]}", [f"{SHAPE}, no {OLD}", "la
 
 # %% [markdown]
 # The layout rises from the top of the table to the bottom. With the n-th map the tree stands where the cat was, but the house is
-# still the one of the new prompt: see seed 2. All word maps bring the source's house back. The first 20 % of the steps are not
-# enough for that. Self-attention holds outlines more exactly, but too long it harms the new word: at 0.8/0.8 only 25 % of the trees
-# are found, at 1/1 none, because the tree is forced into the cat's shape and breaks. A longer window of the word maps alone (1/0.4)
-# does no harm on the toy and brings little. So 0.8/0.4 holds most of the layout that can be had with every tree whole.
+# still the one of the new prompt: see seeds 1 and 2. All word maps bring the source's house back. The first 20 % of the steps are
+# not enough for that. Self-attention holds outlines more exactly. But a tree has another outline than a cat, and may be lost: at
+# 0.8/0.4 that of seed 3 is, at 0.8/0.8 only 25 % are found, at 1/1 none. A longer window of the word maps (1/0.4) brings little. So
+# 0.8/0.4 suits words of like shape, as cat and dog above. Where the shape changes, self-attention needs a shorter window or none.
 #
 # ## Why the n-th map alone is not enough
 # With the n-th map alone nothing holds the house: its own map is free, and the house may move. A second reason is possible. CLIP's

@@ -19,7 +19,7 @@ from minip2p.figures import alignment, grid, word_maps
 chosen = settings("lesson4")
 sd, detect = load(chosen), detector(chosen)
 SEED, STEPS, GUIDANCE = chosen.seed, chosen.steps, 7.5
-SOURCE = "a car next to a castle"
+SOURCE = "a dog next to a castle"
 NIGHT = [SOURCE, f"at night, {SOURCE}"]
 RUN, CAPTION = {"seed": SEED, "steps": STEPS, "guidance": GUIDANCE}, f"seed {SEED}, {STEPS} steps, guidance {GUIDANCE}"
 SEEDS = f"seeds {chosen.seeds[0]} to {chosen.seeds[-1]}"
@@ -105,24 +105,24 @@ print(f"by hand and by library: largest relative difference of the latents {diff
 # %% [markdown]
 # The picture of a mapper shows the alignment. Here three phrases are added at once. Shared words take the source's maps (violet),
 # although their positions have changed. New words keep their own map (orange, in the last row). The alignment knows only
-# spelling: the source's first "a" becomes that of "a pencil", and the "a" of "a car" counts as new.
+# spelling: the source's first "a" becomes that of "a pencil", and the "a" of "a dog" counts as new.
 
 # %%
-THREE = [SOURCE, "at night, a pencil sketch of a car next to a red castle"]
+THREE = [SOURCE, "at night, a pencil sketch of a dog next to a red castle"]
 show(alignment(sd.tokenizer, minip2p.Add(sd.tokenizer, THREE), " -> ".join(THREE)), chosen, "02_alignment")
 
 # %% [markdown]
-# The maps are means over all steps. With the edit, "car" and "castle" have the source's maps while the window is open. "at night"
+# The maps are means over all steps. With the edit, "dog" and "castle" have the source's maps while the window is open. "at night"
 # has no source and keeps its own map, which differs from that without control, because the picture below it is another one.
 
 # %%
 rows = [("source", free, 0), ("no control", free, 1), ("Prompt-to-Prompt", edited, 1)]
-show(word_maps(rows, words=["car", "castle", "at night"]), chosen, "03_maps")
+show(word_maps(rows, words=["dog", "castle", "at night"]), chosen, "03_maps")
 
 # %% [markdown]
 # ## Five phrases
-# We add five phrases, one at a time, to the same source: a place, a colour, a style, a time, small objects. No seed is picked.
-# "at night" was moved to the front so that tokens change their positions. The upper row of each pair has no control.
+# We add five phrases, one at a time. No seed is picked, but the prompt shows both objects at these seeds ("a car next to a castle"
+# gives two cars at seed 0). "at night" was moved to the front so that tokens change their positions.
 
 # %%
 PHRASES = {
@@ -149,15 +149,15 @@ table(f"{SOURCE!r} plus one phrase, {SEEDS}; windows: cross-attention/self-atten
 
 # %% [markdown]
 # ## An object less, an object more
-# The same alignment drops words: the maps of dropped words are not used. A dropped car leaves its place to the background. The castle
-# mostly stays, but its colour may change (seeds 1 to 3), because maps do not hold colours. An added car needs room, so the castle gives
-# way; at seed 1 the detector counts a fragment. Both directions keep more of the layout than no control, but less than phrases do.
+# The same alignment drops words: the maps of dropped words are not used. A dropped dog leaves its place to the background, or to the
+# castle, which grows at seeds 0 and 1. Its colour may change, because maps do not hold colours. An added dog needs room: it is seen
+# in 50 % of the pictures. Both directions keep more of the layout than no control.
 
 # %%
-lines, rows = object_survey(sd, detect, recordings, "a castle", "car", chosen, GUIDANCE)
-names = ["a car next to\na castle", "a castle", "first picture,\ncar dropped", "second picture,\ncar added"]
+lines, rows = object_survey(sd, detect, recordings, "a castle", "dog", chosen, GUIDANCE)
+names = ["a dog next to\na castle", "a castle", "first picture,\ndog dropped", "second picture,\ndog added"]
 show(grid(lines, [f"seed {seed}" for seed in chosen.seeds], names, f"{STEPS} steps"), chosen, "05_less_and_more")
-table(f"an object dropped or added, {SEEDS}", ["car seen", "layout"], rows)
+table(f"an object dropped or added, {SEEDS}", ["dog seen", "layout"], rows)
 
 # %% [markdown]
 # ## Exercises

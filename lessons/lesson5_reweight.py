@@ -108,8 +108,8 @@ table("darkness (0: white, 1: black)", labels, dict(zip(["re-weighted", "rows di
 
 # %% [markdown]
 # With rows that sum to one, weight 0 still brings the day: the share of "night" goes to the other tokens, which have not read it.
-# Above 1 the output stays an average of values, so it cannot go beyond the value of "night": from 2 on the night grows hardly
-# darker. Where the sums grow, that value is added several times, and the night grows darker up to 8. At 8 the tree dissolves.
+# Above 1 the output stays an average of values. It cannot go beyond the value of "night", and the night does not get darker. With
+# sums that grow, that value is added several times: at 8 the night is darker, and tree and house fade.
 #
 # ## Four words
 # The toy's captions say that a day is cloudy, but not how cloudy. Its training taught "cloudy" to attend the more, the more clouds
@@ -129,14 +129,15 @@ relative = {word: [value / max(row[WEIGHTS.index(1)], 1e-3) for value in row] fo
 show(curves(WEIGHTS, relative, "weight", "quantity, relative to weight 1", f"{SEEDS}, {STEPS} steps"), chosen, "05_quantities")
 
 # %% [markdown]
-# At weight 0 clouds, stars and night are gone, and below 0 there is nothing left to take away. Above 1 there is more of each.
+# At weight 0 clouds and night are gone, and so are many stars. Below 0 the last stars go, and nothing else is left to take away.
+# Above 1 there are more clouds and stars, and at 8 the night is darker. These rises are smaller than that from 0 to 1.
 #
 # "red" does not move at all, because "house" has read it (lesson 2) and keeps its weight. It has to: in "a red house next to a blue
 # car" nobody could tell otherwise whose colour it is. In Stable Diffusion tokens read all words before them, so weights there may
 # act on a part of what the model knows of a word.
 #
 # The next table averages over all words. Layout is the correlation of the edges with those at weight 1. It falls on both sides,
-# most at -2 and 8. Confidence is the detector's score for house and tree, 0 for one that it does not find. It hardly falls: the
+# most at -2 and 8. Confidence is the detector's score for house and tree, 0 for one that it does not find. It falls at 8 only: the
 # toy's objects hold beyond -2 to 2, the range that Prompt-to-Prompt is usually used in.
 
 # %%

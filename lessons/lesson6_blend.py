@@ -144,9 +144,9 @@ table(f"red -> blue house, {SEEDS[0]} to {SEEDS[-1]}", ["mask", "PSNR outside (d
 #     edited = (S @ mapper + A * (1 - has_source)) * equalizer
 #
 # (lesson 4 explains `mapper` and `has_source`), so they combine. The token "blue" takes the map of "red". The new word "cloudy" has
-# no source and keeps its own map A. Its weight sets `equalizer` to 3 there. The blend acts after each step and keeps the tree. It
-# adds up the maps of both of its words before the threshold: a cloud is left out if its attention is much weaker than the
-# house's, which is so at seeds 0, 1 and 3.
+# no source and keeps its own map A. Its weight sets `equalizer` to 3 there, and the clouds grow. The blend acts after each step and
+# keeps the tree. It adds up the maps of both of its words before the threshold: clouds are left out where their attention is much
+# weaker than the house's, which is so at seed 3.
 
 # %%
 FAR = [SOURCE, f"{PROMPTS[1]}, cloudy"]

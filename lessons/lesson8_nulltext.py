@@ -118,9 +118,9 @@ table("reconstruction, PSNR in dB against the VAE's picture", ["numbers", "netwo
 # %% [markdown]
 # ## Why not tune the prompt's own embedding?
 # C can be optimised in the same way, and the source comes back as well. But C is what an edit replaces: the target's prompt has no
-# tuned embedding, so the edit keeps hardly more background than without tuning. The empty prompt is the same for both prompts: its
+# tuned embedding, so the edit keeps less background than with null-text. The empty prompt is the same for both prompts: its
 # embedding serves the target too. In the last row the target has the tuned C + (its own embedding - the source's). On these drawings
-# that keeps even more than null-text, but new objects come out dull (the first two). Null-text needs no such correction.
+# that keeps even more than null-text, but one edit does not happen (the second), and new objects come out dull (the first).
 
 # %%
 drawn = tasks(sd, len(chosen.seeds), chosen.seed)
@@ -133,7 +133,7 @@ show(grid(sheet, (), ["drawing", *outcomes], f"The edits, by what is tuned; {STE
 # %% [markdown]
 # ## Every edit, on the picture
 # Only the unconditional side has changed, so the edits of lessons 3 to 6 work as they are. After DDIM inversion alone (second row)
-# the cat has grown and the clouds have changed before any edit. Guidance is 5 here and in lesson 9, because the night is dark already
+# the cat and the clouds have changed before any edit. Guidance is 5 here and in lesson 9, because the night is dark already
 # at 5. What the words do not say may change as well: the dog is redder than the cat was.
 
 # %%

@@ -113,9 +113,10 @@ labels = ["drawing", *(f"{method}: {part}" for method in METHODS for part in ("s
 show(grid(sheet, (), labels, f"The first drawings of the table, {STEPS} steps, guidance {GUIDANCE:g}"), chosen, "03_drawings")
 
 # %% [markdown]
-# All three methods bring the source back: direct inversion reaches the VAE's limit by construction. The edit's background is
-# kept best by negative-prompt and null-text. Direct inversion lies between these and DDIM, because it leaves the target alone,
-# but it is better than DDIM at least as often. Null-text takes many times the network evaluations of the others.
+# Null-text and direct inversion bring every source back, direct inversion to the VAE's limit by construction. Negative-prompt keeps
+# the inversion's error, which makes a car of the first drawing's flower (lesson 7). The edit's background is kept best by
+# negative-prompt and null-text. Direct inversion lies between these and DDIM, because it leaves the target alone, but it is better
+# than DDIM at least as often. Null-text takes many times the network evaluations of the others.
 #
 # ## Why the source prompt is enough
 # Guidance leads away from the pivot by (w - 1) (eps(C) - eps(N)), see lesson 7. Null-text lets sampling return by moving eps(N)
