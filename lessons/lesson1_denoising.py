@@ -89,8 +89,8 @@ show(grid([[run.images[0] for run in runs]], column_labels=columns, caption=f"{P
 # ## Guidance
 # The weight w decides how strongly the prompt counts. At w = 0 the prompt is not used: what the picture shows is chance. At w = 1
 # the model is used as it was trained, and 7.5 is the usual value. A detector that we trained on the toy's world counts the pictures
-# in which it finds both objects. Contrast is the standard deviation of the colours in [0, 1]. Up to 7.5, guidance shows both objects
-# more surely and raises the contrast. At w = 15 objects begin to break: see the cat of seed 0.
+# in which it finds both objects. Contrast is the standard deviation of the colours in [0, 1]. Up to 7.5, guidance raises the
+# contrast, and at 7.5 both objects are always found. At w = 15 objects begin to break: see the cat of seed 0.
 
 # %%
 weights = [0.0, 1.0, 3.0, 7.5, 15.0]
@@ -107,7 +107,7 @@ table(f"{PROMPT!r}, seeds {chosen.seeds[0]} to {chosen.seeds[-1]}", [f"{' and '.
 # ## The negative prompt
 # The unconditional half need not be an empty prompt. Guidance moves away from whatever it says, so this is the place for what
 # the picture should not show: the *negative prompt*. "a house" does not say a colour. With "a red house" as the negative prompt,
-# orange and brown walls and roofs become white or blue; other things may change, too. Null-text inversion (lesson 8) uses the same
+# walls and roofs become white or blue; other things may change, too. Null-text inversion (lesson 8) uses the same
 # place for an embedding that it optimises.
 
 # %%

@@ -128,18 +128,18 @@ table("correlation with the final map", columns, rows)
 # tokens, never to later ones. Change one word, and compare each token's embedding with what it was.
 
 # %%
-LONGER = f"{PROMPT} on a cloudy day"
+LONGER = f"on a cloudy day, {PROMPT}"
 changes = {"red -> blue": ("red", "blue"), "house -> car": ("house", "car"), "cloudy -> snowy": ("cloudy", "snowy")}
 before, *after = sd.encode_text([LONGER, *(LONGER.replace(*change) for change in changes.values())])
 difference = torch.stack([(text - before).norm(dim=-1) / before.norm(dim=-1) for text in after], 1)  # (tokens, changes)
 rows = {f"{positions[0]}: {word}": difference[positions].mean(0).tolist() for word, positions in sd.tokenizer.words(LONGER)}
-rows |= {"padding": difference[2 + len(sd.tokenizer.encode(LONGER).ids) :].mean(0).tolist()}
+rows |= {"end, padding": difference[1 + len(sd.tokenizer.encode(LONGER).ids) :].mean(0).tolist()}
 table(f"relative change of the embeddings, {LONGER!r}", list(changes), rows)
 
 # %% [markdown]
-# Tokens before the changed word stay exactly as they are. Tokens after a changed noun or colour have read it, some much and some
-# hardly. Lesson 3 tests whether they also draw what they have read. The tokens after "cloudy" hardly change: the toy's training has
-# a third loss, which teaches them not to read words for sky and weather (weights/README.md). Lesson 5 shows what it is for.
+# Tokens before the changed word stay exactly as they are. "house" has read "red". Lesson 3 tests whether tokens also draw what they
+# have read. The tokens after "cloudy" have hardly read it, and these are nearly all: the toy's third loss teaches them not to read
+# words for sky and weather (weights/README.md). Lesson 5 shows what it is for.
 #
 # ## Exercises
 # 1. Which word has the largest share? Replace "tree" by another noun and look again: does the share follow the area?

@@ -26,8 +26,9 @@ RUN = {"seed": SEED, "steps": STEPS, "guidance": GUIDANCE}
 
 # %% [markdown]
 # ## With and without control
-# Both prompts start from the same noise. Without control the new prompt draws a new picture, in which everything may change.
-# With Prompt-to-Prompt the new word takes the place of the old one, and the rest keeps its place and shape.
+# Both prompts start from the same noise. Without control the new prompt draws a new picture, in which everything may change. With
+# Prompt-to-Prompt the new word takes the place of the old one, and the rest keeps its place. Details may still change: at seed 0
+# the house is mirrored.
 
 # %%
 swap = minip2p.Swap(sd.tokenizer, PROMPTS, cross_replace_steps=0.8, self_replace_steps=0.4)
@@ -110,9 +111,10 @@ rows = {name: swap_row(detect, sources, pictures, OLD, SHAPE) for name, pictures
 table(f"{OLD} -> {SHAPE}, {seeds[0]} to {seeds[-1]}", [f"{SHAPE}, no {OLD}", "layout"], rows)
 
 # %% [markdown]
-# The layout rises from the top of the table to the bottom. With the n-th map the tree stands where the cat was, but the house is
-# still the one of the new prompt: see seeds 1 and 2. All word maps bring the source's house back. The first 20 % of the steps are
-# not enough for that. Self-attention holds outlines more exactly. But a tree has another outline than a cat, and may be lost: at
+# From the second row on, the layout rises to the bottom of the table. With the n-th map the tree stands where the cat was (at seed
+# 0 it is half a house), but the house is still the one of the new prompt: see seeds 1 and 2. There all word maps bring the source's
+# house back. The first 20 % of the steps are not enough for that. Self-attention holds outlines more exactly. But a tree has
+# another outline than a cat, and may be lost: at
 # 0.8/0.4 that of seed 3 is, at 0.8/0.8 only 25 % are found, at 1/1 none. A longer window of the word maps (1/0.4) brings little. So
 # 0.8/0.4 suits words of like shape, as cat and dog above. Where the shape changes, self-attention needs a shorter window or none.
 #

@@ -1,6 +1,6 @@
 """Lesson 4: add a phrase
 
-You will see a castle by day become the same castle at night, in red, in the snow or in pencil. Words that both prompts have take
+You will see a castle by day keep its outline at night, in red, in the snow or in pencil. Words that both prompts have take
 the source's maps, new words keep their own. You align two prompts by hand, then edit by hand and with the library. The tables
 measure five phrases, two pairs of windows, and an object that is dropped or added. About a minute on two CPU cores.
 
@@ -26,8 +26,8 @@ SEEDS = f"seeds {chosen.seeds[0]} to {chosen.seeds[-1]}"
 
 # %% [markdown]
 # ## With and without control
-# Both prompts start from the same noise. Without control the longer prompt draws a new picture. With Prompt-to-Prompt the new
-# phrase changes the picture of the source. How much moves without control depends on the seed: four follow below.
+# Both prompts start from the same noise. Without control the longer prompt may draw a new picture. With Prompt-to-Prompt the new
+# phrase changes the picture of the source. How much moves depends on phrase and seed: see below.
 
 # %%
 add = minip2p.Add(sd.tokenizer, NIGHT, cross_replace_steps=0.8, self_replace_steps=0.4)
@@ -113,7 +113,7 @@ show(alignment(sd.tokenizer, minip2p.Add(sd.tokenizer, THREE), " -> ".join(THREE
 
 # %% [markdown]
 # The maps are means over all steps. With the edit, "dog" and "castle" have the source's maps while the window is open. "at night"
-# has no source and keeps its own map, which differs from that without control, because the picture below it is another one.
+# has no source and keeps its own map, which differs from that without control, because the picture it belongs to is another one.
 
 # %%
 rows = [("source", free, 0), ("no control", free, 1), ("Prompt-to-Prompt", edited, 1)]
@@ -121,8 +121,8 @@ show(word_maps(rows, words=["dog", "castle", "at night"]), chosen, "03_maps")
 
 # %% [markdown]
 # ## Five phrases
-# We add five phrases, one at a time. No seed is picked, but the prompt shows both objects at these seeds ("a car next to a castle"
-# gives two cars at seed 0). "at night" was moved to the front so that tokens change their positions.
+# We add five phrases, one at a time. No seed is picked, but the prompt is one that shows both objects at these seeds. "at night"
+# was moved to the front so that tokens change their positions.
 
 # %%
 PHRASES = {
@@ -140,8 +140,8 @@ show(grid(lines, labels, ["source", *PHRASES], f"{SOURCE!r} plus one phrase, {ST
 # ## How long to hold on
 # The paper's authors hold a style's maps for 0.5 of the steps in cross-attention and 0.2 in self-attention, otherwise for 0.8 and
 # 0.4. The table compares both. "Shown" counts the pictures in which the detector sees the phrase. Layout is that of lesson 3. A
-# phrase that recolours the picture changes edges too, so a perfect edit stays below 1. With control every phrase keeps more of
-# the layout. On the toy a style needs no shorter windows: it shows with both, and the longer ones keep more.
+# perfect edit may stay below 1, because colours change edges too. With control every phrase keeps more of the layout. On the toy a
+# style needs no shorter windows: it shows with both, and the longer ones keep more.
 
 # %%
 columns = [f"{what}: {name}" for what in ("shown", "layout") for name in WINDOWS]
@@ -150,7 +150,7 @@ table(f"{SOURCE!r} plus one phrase, {SEEDS}; windows: cross-attention/self-atten
 # %% [markdown]
 # ## An object less, an object more
 # The same alignment drops words: the maps of dropped words are not used. A dropped dog leaves its place to the background, or to the
-# castle, which grows at seeds 0 and 1. Its colour may change, because maps do not hold colours. An added dog needs room: it is seen
+# castle, which grows at all seeds but 2. Colours change, because maps do not hold them. An added dog needs room: it is seen
 # in 50 % of the pictures. Both directions keep more of the layout than no control.
 
 # %%

@@ -39,7 +39,7 @@ show(grid([result.images[1:]], column_labels=labels, caption=f"{NIGHT!r}, {CAPTI
 
 # %% [markdown]
 # ## By hand
-# Let S be the source's maps, with one column per token. Re-weighting token j with the weight w is
+# Let S be the source's maps and A the target's, with one column per token. Re-weighting token j with the weight w is
 #
 #     A <- S,  then  A[:, j] <- w A[:, j]
 #
@@ -78,9 +78,9 @@ print(f"by hand and by library: largest relative difference of the latents {diff
 # %% [markdown]
 # ## Rows stop summing to one
 # A row of a map holds one pixel's shares of attention. The softmax makes them sum to one, but the weight comes after the
-# softmax. If the word has the share p of a row, the row sums to 1 + (w - 1) p. The figure shows the sums inside the window, over
-# all pixels and steps. The output of the layer, shares times values V, is then no average of the values any more. With w < 0 the
-# word's value is subtracted. No such output occurred in training.
+# softmax. If the word has the share p of a row, the row sums to 1 + (w - 1) p. The figure shows the sums over all pixels and steps
+# of the window, averaged over heads and layers. The layer's output, shares times values V, is then no weighted average of the values
+# any more. With w < 0 the word's value is subtracted. No such output occurred in training.
 
 # %%
 maps = [result.maps.tokens(prompt)[: int(0.8 * STEPS)] for prompt in range(len(night.prompts))]  # each (steps, h, w, tokens)
@@ -92,8 +92,8 @@ predicted = [1 + (weight - 1) * float(maps[0][..., AT].mean()) for weight in WEI
 table("sums of rows", labels, {"mean": means, "1 + (w - 1) x mean p": predicted})
 
 # %% [markdown]
-# We now test whether the changed sum causes the effect, and divide every row by its sum. The result is again a softmax: w exp(x) =
-# exp(x + log w), so log w was added to the word's score x. It exists for w >= 0 only.
+# We now test on one seed whether the changed sum causes the effect, and divide every row by its sum. The result is again a softmax,
+# in which log w is added to the word's score x, because w exp(x) = exp(x + log w). For w < 0 there is none.
 
 # %%
 recording = sd.record(NIGHT, progress=False, **RUN)
@@ -107,15 +107,16 @@ rows = [[quantity("night", picture, None) if picture else None for picture in li
 table("darkness (0: white, 1: black)", labels, dict(zip(["re-weighted", "rows divided by their sums"], rows)))
 
 # %% [markdown]
-# With rows that sum to one, weight 0 still brings the day: the share of "night" goes to the other tokens, which have not read it.
-# Above 1 the output stays an average of values. It cannot go beyond the value of "night", and the night does not get darker. With
-# sums that grow, that value is added several times: at 8 the night is darker, and tree and house fade.
+# With rows that sum to one, weight 0 still brings the day: the share of "night" goes to other tokens, which have not read it. Above 1
+# the output stays an average of values, and the night does not get darker but lighter. Without the division the value of "night" is
+# added on top: at 8 the night is darker, and tree and house fade. At 2 and 4 little changes. So taking a word away does not need
+# the changed sums, and going beyond it does.
 #
 # ## Four words
-# The toy's captions say that a day is cloudy, but not how cloudy. Its training taught "cloudy" to attend the more, the more clouds
-# there are, and other tokens not to copy the word (weights/README.md). The figure shows one seed. The table and the curves show
-# what each word should bring, as a share of pixels or a mean of colours from 0 to 1, averaged over seeds: grey sky, bright
-# specks in the sky, darkness, redness of the house. (The scorecard has two more words.)
+# The toy was trained on captions that say that a day is cloudy, but not how cloudy. Words for sky and weather were taught to get the
+# more attention, the more of it the picture shows, and later tokens not to read them (weights/README.md). The figure shows one seed.
+# The table and the curves show what each word should bring, as a share of pixels or a mean of colours from 0 to 1, averaged over
+# seeds: grey sky, bright specks in the sky, darkness, redness of the house. (weights/scorecard has two more words.)
 
 # %%
 WORDS = {"cloudy": f"{SCENE} on a cloudy day", "starry": f"{SCENE} on a starry night", "night": NIGHT}
@@ -129,23 +130,24 @@ relative = {word: [value / max(row[WEIGHTS.index(1)], 1e-3) for value in row] fo
 show(curves(WEIGHTS, relative, "weight", "quantity, relative to weight 1", f"{SEEDS}, {STEPS} steps"), chosen, "05_quantities")
 
 # %% [markdown]
-# At weight 0 clouds and night are gone, and so are many stars. Below 0 the last stars go, and nothing else is left to take away.
-# Above 1 there are more clouds and stars, and at 8 the night is darker. These rises are smaller than that from 0 to 1.
+# At weight 0 clouds and night are gone, and so are many stars. Below 0 the last stars go, and little else changes. At 2 there is
+# hardly more of anything, from 4 on there are more clouds and stars, and at 8 the night is darker.
 #
-# "red" does not move at all, because "house" has read it (lesson 2) and keeps its weight. It has to: in "a red house next to a blue
-# car" nobody could tell otherwise whose colour it is. In Stable Diffusion tokens read all words before them, so weights there may
-# act on a part of what the model knows of a word.
+# "red" hardly moves. A likely reason is that "house" has read it (lesson 2) and keeps its weight. Here the toy is not taught
+# otherwise: in "a red house next to a blue car", "house" must carry "red", or nobody could tell which thing is red. In Stable
+# Diffusion all tokens read the words before them, so a weight on one token may change only a part of the word's effect.
 #
 # The next table averages over all words. Layout is the correlation of the edges with those at weight 1. It falls on both sides,
-# most at -2 and 8. Confidence is the detector's score for house and tree, 0 for one that it does not find. It falls at 8 only: the
-# toy's objects hold beyond -2 to 2, the range that Prompt-to-Prompt is usually used in.
+# most at -2 and 8. Confidence is the detector's score for house and tree, 0 for one that it does not find. It falls at 8: the
+# toy's objects hold up to 4, beyond -2 to 2, the range that Prompt-to-Prompt is usually used in.
 
 # %%
 table(f"all four words, {SEEDS}", labels, {"layout": kept, "confidence": sure})
 
 # %% [markdown]
 # ## On top of a swap
-# A weight may act on any other edit, its `base`. The castle stands where the house stood. At -2 its night becomes day.
+# A weight may act on any other edit, its `base`. The castle stands where the house stood. At -2 its night becomes day; at 2 little
+# changes.
 
 # %%
 SWAPPED = [NIGHT, NIGHT.replace("house", "castle")]

@@ -2,7 +2,7 @@
 
 You will see a red house become blue. Without a mask the tree beside it changes too, with a mask from the maps the tree stays.
 You make the mask by hand, compare it with the library's, change its threshold, and see what inpainting does in a drawn mask.
-At the end three edits and a blend act at once. The prompt was picked because its swap recolours the tree. About a minute.
+At the end three edits and a blend act at once. The prompt was picked because its swap changes the tree as well. About a minute.
 
     make lesson6            with other settings: make lesson6 SEED=7 STEPS=50 SEEDS=8
 """
@@ -39,11 +39,11 @@ def swap_inside(**blend):
 
 # %% [markdown]
 # ## A swap that changes too much
-# The prompt gives the house a colour, but not the tree. So the swap may also change the colour of the tree, although the layout
-# stays. Local blend keeps the source's picture outside a mask, and the mask is where the model attends to "house". The second
-# row shows the mask (white: may change) and the differences from the source, four times as bright (black: none). The small white
-# box lies on the trunk, which gets a little of the attention to "house". Small differences remain outside the mask, because the
-# blend works on latents, which the VAE decodes together.
+# The prompt gives the house a colour, but not the tree. So the swap may also change the tree: here its outline and trunk, at other
+# seeds its colour (last figure). Local blend keeps the source's picture outside a mask, and the mask is where the model attends to
+# "house". The second row shows the mask (white: may change) and the differences from the source, four times as bright (black:
+# none). The small white box lies on the trunk, which gets a little of the attention to "house": there its foot still changes. Small
+# differences remain outside the mask, because the blend works on latents, which the VAE decodes together.
 
 # %%
 everywhere, local = run(swap_inside()), run(swap_inside(words="house"))
@@ -125,8 +125,8 @@ show(grid(lines, ["", "mask at the end"], list(CHOICES), CAPTION, notes), chosen
 # Avrahami et al. 2022), and what lay under the mask was lost. "Inpainting" here: the same mask, new noise, no map replaced.
 #
 # Outside the box nothing should change: PSNR compares source and edit there (in dB, higher is better). The swap alone still changes
-# the tree's colour. With a blend the background stays. Inside the box, layout is
-# the correlation of the edges with the source's (1: the same outlines). Inpainting draws another house, so layout is low.
+# the tree. With a blend the background stays. Inside the box, layout is the correlation of the edges with the source's (1: the same
+# outlines). Inpainting draws another house, so layout is low.
 
 # %%
 recordings += record_seeds(sd, SOURCE, chosen.seeds[1:], chosen, GUIDANCE)
@@ -144,9 +144,9 @@ table(f"red -> blue house, {SEEDS[0]} to {SEEDS[-1]}", ["mask", "PSNR outside (d
 #     edited = (S @ mapper + A * (1 - has_source)) * equalizer
 #
 # (lesson 4 explains `mapper` and `has_source`), so they combine. The token "blue" takes the map of "red". The new word "cloudy" has
-# no source and keeps its own map A. Its weight sets `equalizer` to 3 there, and the clouds grow. The blend acts after each step and
-# keeps the tree. It adds up the maps of both of its words before the threshold: clouds are left out where their attention is much
-# weaker than the house's, which is so at seed 3.
+# no source and keeps its own map A. Its weight sets `equalizer` to 3 there, and the clouds grow or multiply. The blend acts after
+# each step and keeps the tree. It adds up the maps of both of its words before the threshold: clouds are left out where their
+# attention is much weaker than the house's, all of them at seed 3 and some at the other seeds.
 
 # %%
 FAR = [SOURCE, f"{PROMPTS[1]}, cloudy"]

@@ -139,8 +139,8 @@ table(f"{len(true)} generated pictures, there and back: mean relative error of t
 #
 # ## An edit straight after the inversion
 # The first object of each caption becomes another one, by the swap of lesson 3. Success means that the detector finds the new object
-# and not the old one. At guidance 1 source and background are kept best, but only 50 % of the edits succeed. At guidance 5 all
-# succeed, but on pictures that are no longer the given ones: see the first two rows.
+# and not the old one. At guidance 1 source and background are kept best, except for the first flower, but only 50 % of the edits
+# succeed. At guidance 5 all succeed, but in the first two rows on pictures that are no longer the given ones.
 
 # %%
 rows, sheet = edits_after_ddim(sd, detect, drawn, STEPS, (1, 5))

@@ -118,9 +118,9 @@ table("reconstruction, PSNR in dB against the VAE's picture", ["numbers", "netwo
 # %% [markdown]
 # ## Why not tune the prompt's own embedding?
 # C can be optimised in the same way, and the source comes back as well. But C is what an edit replaces: the target's prompt has no
-# tuned embedding, so the edit keeps less background than with null-text. The empty prompt is the same for both prompts: its
-# embedding serves the target too. In the last row the target has the tuned C + (its own embedding - the source's). On these drawings
-# that keeps even more than null-text, but one edit does not happen (the second), and new objects come out dull (the first).
+# tuned embedding, so on average the edit keeps less background than with null-text, whose embedding serves the target too. In the
+# last row the target has the tuned C + (its own embedding - the source's). That keeps even more here, but one edit does not happen
+# (the second), one is half done (the third), and new objects come out dull (the first).
 
 # %%
 drawn = tasks(sd, len(chosen.seeds), chosen.seed)

@@ -23,7 +23,7 @@ from weights.scorecard.measures import psnr
 
 chosen = settings("lesson9")
 sd, detect = load(chosen), detector(chosen)
-STEPS, GUIDANCE = chosen.steps, 5.0  # 5 for the reason of lesson 8: 7.5 overshoots
+STEPS, GUIDANCE = chosen.steps, 5.0  # 5, as in lesson 8
 METHODS = ("ddim", "null-text", "negative-prompt", "direct")
 image, PROMPT = picture("cat_and_house", sd.check_size(None))
 PROMPTS = [PROMPT, PROMPT.replace("cat", "dog")]
@@ -114,9 +114,9 @@ show(grid(sheet, (), labels, f"The first drawings of the table, {STEPS} steps, g
 
 # %% [markdown]
 # Null-text and direct inversion bring every source back, direct inversion to the VAE's limit by construction. Negative-prompt keeps
-# the inversion's error, which makes a car of the first drawing's flower (lesson 7). The edit's background is kept best by
-# negative-prompt and null-text. Direct inversion lies between these and DDIM, because it leaves the target alone, but it is better
-# than DDIM at least as often. Null-text takes many times the network evaluations of the others.
+# the inversion's error, which makes a car of the first drawing's flower (lesson 7): that edit fails. The edit's background is kept
+# best by negative-prompt and null-text. Direct inversion lies between these and DDIM, because it leaves the target alone, but it is
+# better than DDIM at least as often. Null-text takes many times the network evaluations of the others.
 #
 # ## Why the source prompt is enough
 # Guidance leads away from the pivot by (w - 1) (eps(C) - eps(N)), see lesson 7. Null-text lets sampling return by moving eps(N)
