@@ -4,7 +4,7 @@ After TokenCompose (Wang et al. 2023, arXiv 2312.03626), which adds two terms to
 attention into the mask of its object, the other says for each pixel whether the word should attend there. TokenCompose finds
 its masks with a segmentation model. The toy's pictures are drawn, so that their masks are known.
 
-Words for sky and weather are taught two things more, so that a weight on such a word acts as a slider: to attend the more, the
+Words for sky and weather are taught two things more, so that a weight on such a word acts as a slider: to get the more attention, the
 more of it the picture shows, and not to be copied into the tokens after them.
 
 Stable Diffusion learns such maps without this from 2 billion pictures. A toy that sees 40,000 does not (weights/README.md).
