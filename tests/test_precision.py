@@ -43,7 +43,7 @@ ON_A_GPU = [("bfloat16", 40), ("float16", 40), ("float32", 60)]  # float32 has T
 
 @pytest.mark.parametrize(
     "device, dtype, what, seeds, steps, least",
-    [("cpu", "bfloat16", "generation", 1, 3, 40), ("cpu", "float16", "every edit, recorded", 1, 3, 40),  # slow on most CPUs: one each
+    [("cpu", "bfloat16", "generation", 1, 10, 40), ("cpu", "float16", "every edit, recorded", 1, 3, 40),  # slow on most CPUs: one each
      *[("cuda", dtype, what, 3, 10, least) for dtype, least in ON_A_GPU for what in ("generation", "every edit, recorded")]],
 )  # fmt: skip
 def test_other_precisions_make_the_same_pictures(toy, device, dtype, what, seeds, steps, least):

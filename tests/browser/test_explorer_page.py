@@ -375,7 +375,7 @@ def test_a_screen_reader_finds_names(browser, pages):
 
 
 def test_maps_are_drawn(browser, pages):
-    """Without a picture, each square has the colour of its cell: the strongest cell is the brightest square."""
+    """Without a picture, each square has the colour of its cell: no square is brighter than that of the strongest cell."""
     result, _, file = pages("swap")
     go(browser, file, under="none", word="1.2", step=5, mask="off")
     cells = result.maps.word("castle", prompt=1)[4]
@@ -389,7 +389,7 @@ def test_maps_are_drawn(browser, pages):
         width,
     )
     light = torch.tensor(light, dtype=torch.float32).reshape(height, width)
-    assert light.argmax() == cells.argmax()
+    assert light.flatten()[cells.argmax()] == light.max()  # another cell may round to the same colour
     assert torch.corrcoef(torch.stack([light.flatten(), cells.float().flatten()]))[0, 1] > 0.9
 
 
