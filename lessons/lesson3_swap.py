@@ -111,12 +111,12 @@ rows = {name: swap_row(detect, sources, pictures, OLD, SHAPE) for name, pictures
 table(f"{OLD} -> {SHAPE}, {seeds[0]} to {seeds[-1]}", [f"{SHAPE}, no {OLD}", "layout"], rows)
 
 # %% [markdown]
-# From the second row on, the layout rises to the bottom of the table. With the n-th map the tree stands where the cat was (at seed
-# 0 it is half a house), but the house is still the one of the new prompt: see seeds 1 and 2. There all word maps bring the source's
-# house back. The first 20 % of the steps are not enough for that. Self-attention holds outlines more exactly. But a tree has
-# another outline than a cat, and may be lost: at
-# 0.8/0.4 that of seed 3 is, at 0.8/0.8 only 25 % are found, at 1/1 none. A longer window of the word maps (1/0.4) brings little. So
-# 0.8/0.4 suits words of like shape, as cat and dog above. Where the shape changes, self-attention needs a shorter window or none.
+# From the second row on, the layout rises to the bottom of the table. With the n-th map the tree stands where the cat was (at seed 0
+# it is half a house), but the house is still the one of the new prompt: see seeds 1 and 2. There all word maps bring the source's
+# house back. The first 20 % of the steps are not enough for that. Self-attention holds outlines more exactly. But a tree has another
+# outline than a cat, and may be lost: at 0.8/0.4 that of seed 3 is, at 0.8/0.8 only 25 % are found, at 1/1 none. A longer window of
+# the word maps (1/0.4) brings little. So 0.8/0.4 suits words of like shape, as cat and dog above. Where the shape changes,
+# self-attention needs a shorter window or none.
 #
 # ## Why the n-th map alone is not enough
 # With the n-th map alone nothing holds the house: its own map is free, and the house may move. A second reason is possible. CLIP's
