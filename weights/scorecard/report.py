@@ -8,7 +8,7 @@ from weights.scorecard.trials import EDIT_GUIDANCE, GRADED, GUIDANCE, LEVELS, WE
 
 METHODS = ("no control", "n-th map", "word maps", "Prompt-to-Prompt", "with local blend")
 RISE = 1.15  # a graded word is measured 15 % higher at the largest weight than at the smallest
-STARTS = (-2.0, 0.0)  # the smallest weight: 0 takes the word away, so that below it nothing may be left to fall
+STARTS = (-2.0, 0.0)  # the weights from which a rise is counted; at 0 a quantity may already be as low as it can be
 
 
 def average(values: Iterable) -> float:
@@ -164,7 +164,7 @@ boxes of the swapped object.
 
 The mean quantity of each word at each weight, cross-attention window 1, self-attention window 0, guidance {GUIDANCE:g}. Quantities are measured in
 pixels (`measures.py`): darkness, grey sky, bright specks, white pixels, coloured pixels of the ground, redness of the object. *Rises*: at every weight, and by
-15 % or more in all. A weight of 0 takes the word away. Below 0 there may be nothing left to fall.
+15 % or more in all. Where no other token has copied a word, a weight of 0 takes it away, and below 0 little is left to fall.
 
 {table(["word", *(f"{weight:g}" for weight in WEIGHTS), "rises from -2", "rises from 0", "pictures"], words)}
 ## Do edits work on inverted pictures?

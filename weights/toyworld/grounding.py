@@ -4,8 +4,8 @@ After TokenCompose (Wang et al. 2023, arXiv 2312.03626), which adds two terms to
 attention into the mask of its object, the other says for each pixel whether the word should attend there. TokenCompose finds
 its masks with a segmentation model. The toy's pictures are drawn, so that their masks are known.
 
-Words for sky and weather are taught two things more, so that a weight on such a word acts as a slider: to get the more attention, the
-more of it the picture shows, and not to be copied into the tokens after them.
+A third term is for words of sky and weather, so that a weight on such a word reaches all that the model knows of it: the tokens
+after them shall not copy them. These words and colours also get the more attention, the more of them the picture shows.
 
 Stable Diffusion learns such maps without this from 2 billion pictures. A toy that sees 40,000 does not (weights/README.md).
 """
@@ -55,7 +55,7 @@ def region_masks(truth: Rendered) -> np.ndarray:
 
 
 def region_amounts(scene: Scene) -> np.ndarray:
-    """(R,) float32: of how much of a graded word the scene has, from 0.1 (least) to 1 (most); 1 for things and ground."""
+    """(R,) float32: of how much of a graded word the scene has, from 0.1 (least) to 1 (most); 1 for all else."""
     ranges = EXTRAS | {"sky": DARKNESS, "first colour": SATURATION, "second colour": SATURATION}
     found = dict(scene.extras) | {"sky": scene.darkness}
     found |= {f"{number} colour": thing.saturation for number, thing in zip(("first", "second"), scene.things)}
@@ -146,7 +146,7 @@ def copies(encode: Callable[[Tensor], Tensor], tokens: Tensor, text: Tensor, reg
     """The copy term: how much tokens have read of the hidden words before them, as a share of the squares of their embeddings.
 
     Where the padding has read "cloudy", a weight on "cloudy" reaches only one of two copies of the word. So some words are
-    replaced by the end token, and the other tokens' embeddings should not notice.
+    replaced by the end token, and the other tokens' embeddings should not notice. Words that are not hidden count in the mean, too.
 
     encode: token ids (B, T) -> text embedding (B, T, D); `text` is that of `tokens`. regions (B, T). hidden (B, R) bool: the
     regions whose words are replaced.

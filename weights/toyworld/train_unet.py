@@ -59,7 +59,7 @@ class Examples:
 
 
 def train_unet(run: Path, size: Size, steps: int, lr: float, held_out: int, device, bf16: bool) -> None:
-    """Noise prediction and grounding. held_out: so many pictures, the last ones, are for validation.
+    """Noise prediction, grounding and the copy term. held_out: so many pictures, the last ones, are for validation.
 
     Each timestep is drawn as often as min(SNR, 5) / SNR says, which is the weight of Hang et al. 2023.
 
