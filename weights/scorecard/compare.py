@@ -20,8 +20,10 @@ def rows(folder: str) -> tuple[list[str], list[list[str]]]:
     maps, model = summarise_maps([noun for trial in results["maps"] for noun in trial]), Path(folder).name
     hits = " / ".join(f"{100 * hit:.0f}" for hit in maps["hits"])
     shares = [f"{100 * maps[name]:.1f} %" for name in ("words", "blend")]
-    words = [[model, word, *(f"{mean:.3f}" for mean in row["means"])] for word, row in summarise_words(results["reweight"]).items()]
-    return [model, f"{maps['ratio']:.1f}", f"{maps['iou']:.2f}", f"{hits} %", *shares], words
+    words = summarise_words(results["reweight"])
+    return [model, f"{maps['ratio']:.1f}", f"{maps['iou']:.2f}", f"{hits} %", *shares], [
+        [model, word, *(f"{mean:.3f}" for mean in row["means"])] for word, row in words.items()
+    ]
 
 
 def main() -> None:

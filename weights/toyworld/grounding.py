@@ -146,7 +146,7 @@ def copies(encode: Callable[[Tensor], Tensor], tokens: Tensor, text: Tensor, reg
     """The copy term: how much tokens have read of the hidden words before them, as a share of the squares of their embeddings.
 
     Where the padding has read "cloudy", a weight on "cloudy" reaches only one of two copies of the word. So some words are
-    replaced by the end token, and the other tokens' embeddings should not notice. Words that are not hidden count in the mean, too.
+    replaced by the end token, and the other tokens' embeddings should not notice. All tokens that are not replaced count.
 
     encode: token ids (B, T) -> text embedding (B, T, D); `text` is that of `tokens`. regions (B, T). hidden (B, R) bool: the
     regions whose words are replaced.
