@@ -138,8 +138,8 @@ table(f"relative change of the embeddings, {LONGER!r}", list(changes), rows)
 
 # %% [markdown]
 # Tokens before the changed word stay exactly as they are. "house" has read "red". Lesson 3 tests whether tokens also draw what they
-# have read. The tokens after "cloudy" have hardly read it, and these are nearly all: the toy's third loss teaches them not to read
-# words for sky and weather (weights/README.md). Lesson 5 shows what it is for.
+# have read. The tokens after "cloudy" have hardly read it. The toy was also trained not to read words for sky and weather
+# (weights/README.md), and lesson 5 shows what this is for.
 #
 # ## Exercises
 # 1. Which word has the largest share? Replace "tree" by another noun and look again: does the share follow the area?

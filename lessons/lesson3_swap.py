@@ -114,8 +114,8 @@ table(f"{OLD} -> {SHAPE}, {seeds[0]} to {seeds[-1]}", [f"{SHAPE}, no {OLD}", "la
 # From the second row on, the layout rises to the bottom of the table. With the n-th map the tree stands where the cat was (at seed 0
 # it is half a house), but the house is still the one of the new prompt: see seeds 1 and 2. There all word maps bring the source's
 # house back. The first 20 % of the steps are not enough for that. Self-attention holds outlines more exactly. But a tree has another
-# outline than a cat, and may be lost: at 0.8/0.4 that of seed 3 is, at 0.8/0.8 only 25 % are found, at 1/1 none. A longer window of
-# the word maps (1/0.4) brings little. So 0.8/0.4 suits words of like shape, as cat and dog above. Where the shape changes,
+# outline than a cat, and may be lost: at 0.8/0.4 the tree of seed 3 is gone, at 0.8/0.8 only 25 % are found, at 1/1 none. A longer
+# window of the word maps (1/0.4) brings little. So 0.8/0.4 suits words of like shape, as cat and dog above. Where the shape changes,
 # self-attention needs a shorter window or none.
 #
 # ## Why the n-th map alone is not enough

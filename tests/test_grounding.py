@@ -110,7 +110,7 @@ def test_nothing_to_ground_costs_nothing():
 
 
 def test_copies_are_what_other_tokens_have_read_of_graded_words():
-    """Each token is a number; `reading` adds to it a share of the tokens before it, as a causal encoder may."""
+    """Each token is a number; `encode` adds to it a share of the tokens before it, as a causal encoder may."""
     tokens, end = torch.tensor([[5.0, 3.0, 4.0, 9.0, 9.0]]), 9  # "cloudy" is 3, "house" 4
     regions = torch.tensor([[NONE, OWN, NONE, NONE, NONE]])
     hidden = torch.zeros(1, len(REGIONS), dtype=torch.bool)

@@ -1,6 +1,6 @@
 """Attention maps and graded words of several models beside each other: python -m weights.scorecard.compare FOLDER [FOLDER ...]
 
-Two or three minutes a model. These are the scorecard's trials `maps` and `reweight` alone, which tell soon what a change of the
+About three minutes a model. These are the scorecard's trials `maps` and `reweight` alone, which tell soon what a change of the
 training did. The tables of ablations in weights/README.md are made with it.
 """
 

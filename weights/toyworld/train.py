@@ -74,9 +74,10 @@ def _draw(seed: int) -> tuple[np.ndarray, np.ndarray, str]:
 
 
 def draw_pictures(run: Path, count: int) -> None:
-    """Writes pictures.npy (count, 64, 64, 3) uint8, captions.json and the tokenizer learned from them; and for the grounding
-    masks.npy (count, R, 16, 16) uint8, where each of the regions is, amounts.npy (count, R) float32, how much of it there is, and
-    regions.npy (count, T) int8, which one a token names.
+    """Writes pictures.npy (count, 64, 64, 3) uint8, captions.json and the tokenizer learned from them. For the grounding also:
+
+    masks.npy (count, R, 16, 16) uint8: where each of the regions is. amounts.npy (count, R) float32: how much of it there is.
+    regions.npy (count, T) int8: which one a token names.
     """
     if (run / "regions.npy").exists():
         return
