@@ -82,8 +82,8 @@ print(f"by hand and by library: largest difference of a share {(M.mean(1)[0] - l
 # ## Not only words
 # The text encoder always reads the same number of tokens, its *context* (32 in the toy, 77 in Stable Diffusion), and each has a
 # map: the start token, the end token and the padding after it, too. Shares must sum to one, so a pixel that needs no word has to
-# attend to something: these tokens receive the rest. The table averages over steps, pixels and low-resolution layers (at most
-# 16 x 16), which are the layers that edits read.
+# attend to something: these tokens receive the rest. (Here no word names the sky, and its pixels attend to "a" and the start token.)
+# The table averages over steps, pixels and low-resolution layers (at most 16 x 16), which are the layers that edits read.
 
 # %%
 SEEDS = f"seeds {chosen.seeds[0]} to {chosen.seeds[-1]}"
@@ -99,7 +99,7 @@ table(f"share of attention, {SEEDS}", ["share"], rows)
 # %% [markdown]
 # ## Step by step, size by size
 # The same word at several steps, and at each size of the feature map. Maps of 8 x 8 show the region, maps of 16 x 16 the outline.
-# The toy's second loss teaches these two sizes only. Maps of 4 x 4 are too coarse for it, and point elsewhere.
+# The toy's second loss teaches these two sizes only. Maps of 4 x 4 are too coarse for it, and do not show the objects.
 
 # %%
 show(maps_by_step(result, [NOUN, OTHER]), chosen, "03_steps")
@@ -108,7 +108,7 @@ show(maps_by_size(result, [NOUN, OTHER]), chosen, "04_sizes")
 # %% [markdown]
 # ## The layout settles early
 # How early? The curve is the correlation of a word's map at each step with the mean of its maps over the last fifth of the
-# steps, averaged over seeds. At 1 the map is final. After a fifth of the steps both words' maps are at 0.95 or above.
+# steps, averaged over seeds. At 1 the map is final. After a fifth of the steps both words' maps are at 0.97 or above.
 
 # %%
 lines = {}
@@ -137,9 +137,9 @@ rows |= {"end, padding": difference[1 + len(sd.tokenizer.encode(LONGER).ids) :].
 table(f"relative change of the embeddings, {LONGER!r}", list(changes), rows)
 
 # %% [markdown]
-# Tokens before the changed word stay exactly as they are. "house" has read "red". Lesson 3 tests whether tokens also draw what they
-# have read. The tokens after "cloudy" have hardly read it. The toy was also trained not to read words for sky and weather
-# (weights/README.md), and lesson 5 shows what this is for.
+# Tokens before the changed word stay exactly as they are. "house" has read "red", as it must: nobody would know otherwise which thing
+# is red. All other tokens have hardly read anything. Here the toy differs from Stable Diffusion: its training has a third loss, by which
+# a word is not copied into later tokens (weights/README.md). Lessons 3 and 5 show what this is for.
 #
 # ## Exercises
 # 1. Which word has the largest share? Replace "tree" by another noun and look again: does the share follow the area?

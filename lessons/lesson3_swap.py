@@ -26,9 +26,9 @@ RUN = {"seed": SEED, "steps": STEPS, "guidance": GUIDANCE}
 
 # %% [markdown]
 # ## With and without control
-# Both prompts start from the same noise. Without control the new prompt draws a new picture, in which everything may change. With
-# Prompt-to-Prompt the new word takes the place of the old one, and the rest keeps its place. Details may still change: at seed 0
-# the house is mirrored.
+# Both prompts start from the same noise. Without control the new prompt draws a new picture, in which everything may change: at seeds
+# 1 to 3 below, dog and house change places. With Prompt-to-Prompt the new word takes the place of the old one, and the rest keeps its
+# place. Details may still change: at seed 3 the brown roof turns red.
 
 # %%
 swap = minip2p.Swap(sd.tokenizer, PROMPTS, cross_replace_steps=0.8, self_replace_steps=0.4)
@@ -111,12 +111,12 @@ rows = {name: swap_row(detect, sources, pictures, OLD, SHAPE) for name, pictures
 table(f"{OLD} -> {SHAPE}, {seeds[0]} to {seeds[-1]}", [f"{SHAPE}, no {OLD}", "layout"], rows)
 
 # %% [markdown]
-# From the second row on, the layout rises to the bottom of the table. With the n-th map the tree stands where the cat was (at seed 0
-# it is half a house), but the house is still the one of the new prompt: see seeds 1 and 2. There all word maps bring the source's
-# house back. The first 20 % of the steps are not enough for that. Self-attention holds outlines more exactly. But a tree has another
-# outline than a cat, and may be lost: at 0.8/0.4 the tree of seed 3 is gone, at 0.8/0.8 only 25 % are found, at 1/1 none. A longer
-# window of the word maps (1/0.4) brings little. So 0.8/0.4 suits words of like shape, as cat and dog above. Where the shape changes,
-# self-attention needs a shorter window or none.
+# From the third row on, the layout rises to the bottom of the table. With the n-th map the house is still the one of the new prompt
+# (seed 2 has even two houses and no tree). All word maps for 80 % of the steps (0.8/0) bring the layout from 0.24 to 0.37; the first
+# 20 % are not enough. With self-attention (0.8/0.4) the source's house is back at all seeds, but self-attention holds the old outline,
+# too. A tree has another outline than a cat, and may be lost: at 0.8/0.4 the tree of seed 2 is a bush with a window, at 0.8/0.8 only
+# 25 % are found, at 1/1 none. A longer window of the word maps (1/0.4) brings little. So 0.8/0.4 suits words of like shape, as cat and
+# dog above. Where the shape changes, self-attention needs a shorter window or none.
 #
 # ## Why the n-th map alone is not enough
 # With the n-th map alone nothing holds the house: its own map is free, and the house may move. A second reason is possible. CLIP's
@@ -129,8 +129,8 @@ if detect:
     table(f"tokens from the prompt with {NEW!r}, {seeds[0]} to {seeds[-1]}", [f"{NEW}, no {OLD}"], rows)
 
 # %% [markdown]
-# On the toy the dog is drawn by its own token alone, so only the first reason counts here. The toy's second loss ties each word's
-# map to its own object (lesson 2). Stable Diffusion is not trained so, and there the tokens after a word may draw it as well.
+# On the toy the dog is drawn by its own token alone, so only the first reason counts here. The toy's tokens are trained not to copy
+# "dog" (lesson 2). Stable Diffusion's are not, and there the tokens after a word may draw it as well.
 #
 # ## Why the same noise?
 # Here the target starts from the noise of another seed and takes the source's maps, with the windows 0.8/0.4.

@@ -108,9 +108,9 @@ table("darkness (0: white, 1: black)", labels, dict(zip(["re-weighted", "rows di
 
 # %% [markdown]
 # With rows that sum to one, weight 0 still brings the day: the share of "night" goes to other tokens, which have not read it. Above 1
-# the output stays an average of values, and the night does not get darker but lighter. Without the division the value of "night" is
-# added on top: at 8 the night is darker, and tree and house fade. At 2 and 4 little changes. So taking a word away does not need
-# the changed sums, and going beyond it does.
+# the output stays an average of values, and the night stays as dark as it was. Without the division the value of "night" is added
+# on top: at 2 the night is a little darker, but at 4 it gets lighter, and at 8 there is daylight with stars, which the toy has never seen
+# in training. So taking a word away does not need the changed sums, and what breaks at high weights are the sums.
 #
 # ## Four words
 # The toy was trained on captions that say that a day is cloudy, but not how cloudy. Words for sky and weather were taught to get the
@@ -130,31 +130,31 @@ relative = {word: [value / max(row[WEIGHTS.index(1)], 1e-3) for value in row] fo
 show(curves(WEIGHTS, relative, "weight", "quantity, relative to weight 1", f"{SEEDS}, {STEPS} steps"), chosen, "05_quantities")
 
 # %% [markdown]
-# At weight 0 clouds and night are gone, and so are many stars. Below 0 the last stars go, and little else changes. At 2 there is
-# hardly more of anything, from 4 on there are more clouds and stars, and at 8 the night is darker.
+# At weight 0 clouds and night are gone, and so are some stars. Below 0 more stars go, and little else changes. Above 1 there is hardly
+# more of anything: a few more stars, no more clouds, and the night is darkest at 2. On this toy a weight takes away well and adds little.
 #
 # "red" hardly moves. A likely reason is that "house" has read it (lesson 2) and keeps its weight. Here the toy is not taught
 # otherwise: in "a red house next to a blue car", "house" must carry "red", or nobody could tell which thing is red. In Stable
 # Diffusion all tokens read the words before them, so a weight on one token may change only a part of the word's effect.
 #
 # The next table averages over all words. Layout is the correlation of the edges with those at weight 1. It falls on both sides,
-# most at -2 and 8. Confidence is the detector's score for house and tree, 0 for one that it does not find. It falls at 8: the
-# toy's objects hold up to 4, beyond -2 to 2, the range that Prompt-to-Prompt is usually used in.
+# most at -2 and 8. Confidence is the detector's score for house and tree, 0 for one that it does not find. It hardly falls: the toy's
+# objects hold at all weights. Prompt-to-Prompt is usually used with weights from -2 to 2.
 
 # %%
 table(f"all four words, {SEEDS}", labels, {"layout": kept, "confidence": sure})
 
 # %% [markdown]
 # ## On top of a swap
-# A weight may act on any other edit, its `base`. The castle stands where the house stood. At -2 its night becomes day; at 2 little
+# A weight may act on any other edit, its `base`. The flower stands where the tree stood. At -2 its night becomes day; at 2 little
 # changes.
 
 # %%
-SWAPPED = [NIGHT, NIGHT.replace("house", "castle")]
+SWAPPED = [NIGHT, NIGHT.replace("tree", "flower")]
 swap = minip2p.Swap(sd.tokenizer, SWAPPED)
 edits = [swap, *(minip2p.Reweight(sd.tokenizer, SWAPPED, {"night": weight}, base=swap) for weight in (-2.0, 2.0))]
 runs = [sd.generate(SWAPPED, edit=edit, record="all", **RUN) for edit in edits]
-names = ["source", "house -> castle", "and night × -2", "and night × 2"]
+names = ["source", "tree -> flower", "and night × -2", "and night × 2"]
 show(grid([[runs[0].images[0], *(run.images[1] for run in runs)]], (), names, f"{NIGHT!r}, {CAPTION}"), chosen, "06_swap")
 
 # %% [markdown]

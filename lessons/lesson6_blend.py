@@ -39,10 +39,9 @@ def swap_inside(**blend):
 
 # %% [markdown]
 # ## A swap that changes too much
-# The prompt gives the house a colour, but not the tree. So the swap may also change the tree: here its outline and trunk, at other
-# seeds its colour (last figure). Local blend keeps the source's picture outside a mask, and the mask is where the model attends to
-# "house". The second row shows the mask (white: may change) and the differences from the source, four times as bright (black:
-# none). The small white box lies on the trunk, which gets a little of the attention to "house": there its foot still changes. Small
+# Only the house should change, but the swap changes more: here the outline of the tree and some of the grass. Local blend keeps the
+# source's picture outside a mask, and the mask is where the model attends to "house". The second row shows the mask (white: may change)
+# and the differences from the source, four times as bright (black: none). With the blend they are almost gone from the tree. Small
 # differences remain outside the mask, because the blend works on latents, which the VAE decodes together.
 
 # %%
@@ -100,16 +99,17 @@ print(f"by hand and by library: largest relative difference of the latents {diff
 
 # %% [markdown]
 # ## How the mask settles
-# The first maps are diffuse, so the first mask is too large. The blend therefore begins after 20 % of the steps. The mask comes from
-# the sum of all maps so far, so it hardly changes at later steps.
+# The blend begins after 20 % of the steps, because a model's first maps may be diffuse, and then the first mask is too large. The toy's
+# maps are taught, and its mask is right from the first step. It comes from the sum of all maps so far, so it hardly changes later.
 
 # %%
 show(mask_growth(local, swap_inside(words="house"), CAPTION), chosen, "02_mask")
 
 # %% [markdown]
 # ## The threshold
-# The threshold is a share of the map's own maximum. With a low one the mask covers more than the house, with a high one only a
-# part of the house. (`LocalBlend(..., exclude="tree")` would also remove the places of other words.)
+# The threshold is a share of the map's own maximum. With a high one the mask covers only a part of the house: at 0.8 its roof changes
+# where it should not. Between 0.15 and 0.5 there is little difference, because the map has sharp edges. (`LocalBlend(...,
+# exclude="tree")` would also remove the places of other words.)
 
 # %%
 CHOICES = {f"threshold {value}": {"words": "house", "threshold": value} for value in (0.15, 0.3, 0.5, 0.8)}
@@ -124,8 +124,8 @@ show(grid(lines, ["", "mask at the end"], list(CHOICES), CAPTION, notes), chosen
 # a drawn mask and a new prompt, but no attention maps. They drew the inside of the mask from fresh noise (Blended Diffusion,
 # Avrahami et al. 2022), and what lay under the mask was lost. "Inpainting" here: the same mask, new noise, no map replaced.
 #
-# Outside the box nothing should change: PSNR compares source and edit there (in dB, higher is better). The swap alone still changes
-# the tree. With a blend the background stays. Inside the box, layout is the correlation of the edges with the source's (1: the same
+# Outside the box nothing should change: PSNR compares source and edit there (in dB, higher is better). The swap alone changes it
+# most. With a blend the background stays. Inside the box, layout is the correlation of the edges with the source's (1: the same
 # outlines). Inpainting draws another house, so layout is low.
 
 # %%
@@ -146,7 +146,7 @@ table(f"red -> blue house, {SEEDS[0]} to {SEEDS[-1]}", ["mask", "PSNR outside (d
 # (lesson 4 explains `mapper` and `has_source`), so they combine. The token "blue" takes the map of "red". The new word "cloudy" has
 # no source and keeps its own map A. Its weight sets `equalizer` to 3 there, and the clouds grow or multiply. The blend acts after
 # each step and keeps the tree. It adds up the maps of both of its words before the threshold: clouds are left out where their
-# attention is much weaker than the house's, all of them at seed 3 and some at the other seeds.
+# attention is much weaker than the house's.
 
 # %%
 FAR = [SOURCE, f"{PROMPTS[1]}, cloudy"]

@@ -93,9 +93,9 @@ print(f"back with the eps of the inversion: relative error of the latents {dista
 
 # %% [markdown]
 # ## The number of steps
-# With more steps, neighbouring latents are more alike, so the inversion's error should fall. At guidance 1 the median does. One of the
-# drawings is an exception: from 20 steps on it does not come back. At guidance 7.5 the error grows with more steps, so the inversion's
-# error cannot be its main cause. The drawings are of the toy's world, unseen in training and not picked.
+# With more steps, neighbouring latents are more alike, so the inversion's error should fall. At guidance 1 it does. At guidance 7.5
+# the error grows with more steps, so the inversion's error cannot be its main cause. The drawings are of the toy's world, unseen in
+# training and not picked.
 
 # %%
 drawn = tasks(sd, len(chosen.seeds), chosen.seed)
@@ -133,14 +133,14 @@ columns = ["true noise: push alone", "between true and inverted", "inverted nois
 table(f"{len(true)} generated pictures, there and back: mean relative error of the latents", columns, rows)
 
 # %% [markdown]
-# The middle column grows: guidance does amplify the inversion's error. But with guidance the first column, which has no such
-# error, is larger. (Both together are not their sum: the two may point in different directions.) A perfect inversion would not
-# return to the picture at guidance 7.5 either. Inverting at 7.5 as well (last row) does not help.
+# The middle column is larger with guidance than without: guidance does amplify the inversion's error. But the first column, which has
+# no such error, is larger still. (Both together are not their sum: the two may point in different directions.) A perfect inversion
+# would not return to the picture at guidance 7.5 either. Inverting at 7.5 as well (last row) does not help.
 #
 # ## An edit straight after the inversion
 # The first object of each caption becomes another one, by the swap of lesson 3. Success means that the detector finds the new object
-# and not the old one. At guidance 1 source and background are kept best, except for the first flower, but only 50 % of the edits
-# succeed. At guidance 5 all succeed, but in the first two rows on pictures that are no longer the given ones.
+# and not the old one. At guidance 1 source and background are kept best, but only 50 % of the edits succeed. At guidance 5 all
+# succeed, but in the first two rows on pictures that are no longer the given ones.
 
 # %%
 rows, sheet = edits_after_ddim(sd, detect, drawn, STEPS, (1, 5))
@@ -151,8 +151,8 @@ show(grid(sheet[:4], (), labels, f"Swaps straight after DDIM inversion, {STEPS} 
 # %% [markdown]
 # ## Unusual pictures
 # Guidance pushes towards what the words usually look like. Four usual pictures have unusual twins, picked for this: a black cat, a
-# house upside down, a huge ball, and a castle on a cat. At guidance 7.5 the house stands up, the ball is gone, the castle moves below
-# the cat; the black cat stays. Each twin then comes back less exactly than its usual picture, the ball by far, the others a little.
+# house upside down, a huge ball, and a castle on a cat. At guidance 7.5 the house stands up, ball and castle are gone, and the black
+# cat has red spots. Each twin then comes back less exactly than its usual picture, the ball by far, the others a little.
 
 # %%
 rows, sheet = unusual(sd, STEPS, (1, GUIDANCE))

@@ -118,9 +118,9 @@ table("reconstruction, PSNR in dB against the VAE's picture", ["numbers", "netwo
 # %% [markdown]
 # ## Why not tune the prompt's own embedding?
 # C can be optimised in the same way, and the source comes back as well. But C is what an edit replaces: the target's prompt has no
-# tuned embedding, so on average the edit keeps less background than with null-text, whose embedding serves the target too. In the
-# last row the target has the tuned C + (its own embedding - the source's). That keeps even more here, but one edit does not happen
-# (the second), one is half done (the third), and new objects come out dull (the first).
+# tuned embedding, so the edit keeps less background than with null-text, whose embedding serves the target too, and most edits do not
+# even happen. In the last row the target has the tuned C + (its own embedding - the source's). That keeps the picture best, but no
+# edit happens at all: the tuned C draws the old object. This is why the paper tunes the empty prompt. With it all four edits succeed.
 
 # %%
 drawn = tasks(sd, len(chosen.seeds), chosen.seed)
@@ -133,7 +133,7 @@ show(grid(sheet, (), ["drawing", *outcomes], f"The edits, by what is tuned; {STE
 # %% [markdown]
 # ## Every edit, on the picture
 # Only the unconditional side has changed, so the edits of lessons 3 to 6 work as they are. After DDIM inversion alone (second row)
-# the cat and the clouds have changed before any edit. Guidance is 5 here and in lesson 9, because the night is dark already
+# the cat's and the house's colours have changed before any edit. Guidance is 5 here and in lesson 9, because the night is dark already
 # at 5. What the words do not say may change as well: the dog is redder than the cat was.
 
 # %%

@@ -113,15 +113,15 @@ labels = ["drawing", *(f"{method}: {part}" for method in METHODS for part in ("s
 show(grid(sheet, (), labels, f"The first drawings of the table, {STEPS} steps, guidance {GUIDANCE:g}"), chosen, "03_drawings")
 
 # %% [markdown]
-# Null-text and direct inversion bring every source back, direct inversion to the VAE's limit by construction. Negative-prompt keeps
-# the inversion's error, which makes a car of the first drawing's flower (lesson 7): that edit fails. The edit's background is kept
-# best by negative-prompt and null-text. Direct inversion lies between these and DDIM, because it leaves the target alone, but it is
-# better than DDIM at least as often. Null-text takes many times the network evaluations of the others.
+# All three methods bring every source back, direct inversion to the VAE's limit by construction. The edit's background is kept best by
+# null-text and negative-prompt, and there all edits succeed. Direct inversion lies between these and DDIM in background. It leaves
+# the target alone, and some of its edits fail: see the first and the last drawing. Null-text takes many times the network evaluations
+# of the others.
 #
 # ## Why the source prompt is enough
 # Guidance leads away from the pivot by (w - 1) (eps(C) - eps(N)), see lesson 7. Null-text lets sampling return by moving eps(N)
 # towards eps(C), and at the same time corrects what earlier steps missed. Negative-prompt inversion goes all the way: it puts
-# N = C. The next line says how far null-text went.
+# N = C. The next line says how much of that way null-text leaves: most of it, on the toy.
 
 # %%
 shares = [remaining(sd, row["null-text"].inversion) for row in outcomes]

@@ -11,7 +11,7 @@ from minip2p import StableDiffusion
 from minip2p.tokenizer import CLIPTokenizer
 from weights.toyworld import vocabulary, world
 from weights.toyworld.grounding import (
-    NONE, OWN, REGIONS, SHARES, KeepMaps, copies, grounding, region_amounts, region_masks, token_regions,
+    NONE, REGIONS, SHARES, KeepMaps, copies, grounding, region_amounts, region_masks, token_regions,
 )  # fmt: skip
 
 TOY = Path(__file__).resolve().parent.parent / "weights" / "toy"
@@ -87,8 +87,8 @@ def losses(inside: float, outside: float, region: str = "first thing", amount: f
     regions = torch.tensor([[NONE, first]])
     attention = (masks[0, first] * inside + (1 - masks[0, first]) * outside).reshape(1, 256, 1)
     maps = {16: [torch.cat([1 - attention, attention], -1)]}
-    amounts = torch.full((1, len(REGIONS)), amount)
-    return tuple(term.item() for term in grounding(maps, masks, amounts, regions, torch.ones(1)))
+    shares = amount * torch.tensor([list(SHARES.values())])
+    return tuple(term.item() for term in grounding(maps, masks, shares, regions, torch.ones(1)))
 
 
 def test_the_terms_are_least_where_a_word_attends_to_its_thing():
@@ -109,23 +109,33 @@ def test_nothing_to_ground_costs_nothing():
     assert sum(grounding(maps, masks, masks[:, :, 0, 0] + 1, torch.full((2, 3), NONE), torch.ones(2))) == 0
 
 
-def test_copies_are_what_other_tokens_have_read_of_graded_words():
+def test_copies_are_what_other_tokens_have_read_of_a_word():
     """Each token is a number; `encode` adds to it a share of the tokens before it, as a causal encoder may."""
-    tokens, end = torch.tensor([[5.0, 3.0, 4.0, 9.0, 9.0]]), 9  # "cloudy" is 3, "house" 4
-    regions = torch.tensor([[NONE, OWN, NONE, NONE, NONE]])
-    hidden = torch.zeros(1, len(REGIONS), dtype=torch.bool)
+    tokens, end = torch.tensor([[5.0, 3.0, 4.0, 9.0, 9.0]]), 9
+    red, house, cloudy = (REGIONS.index(name) for name in ("first colour", "first thing", "cloudy"))
+    regions = torch.tensor([[NONE, red, house, NONE, NONE]])  # "a red house" and padding
 
-    def copied(share: float) -> float:
+    def copied(share: float, *regions_hidden: int) -> float:
         def encode(tokens):
             return (tokens + share * (tokens.cumsum(1) - tokens))[..., None]
 
+        hidden = torch.zeros(1, len(REGIONS), dtype=torch.bool)
+        hidden[0, list(regions_hidden)] = True
         return copies(encode, tokens, encode(tokens), regions, hidden, end).item()
 
-    assert copied(0.5) == 0  # nothing is hidden
-    hidden[0, OWN] = True
-    assert copied(0) == 0 < copied(0.1) < copied(0.5)
-    hidden[0, OWN], hidden[0, 0] = False, True
-    assert copied(0.5) == 0  # no token of this caption has that region
+    assert copied(0.5) == copied(0.5, cloudy) == 0  # nothing is hidden, or no word of this caption
+    assert copied(0, house) == 0 < copied(0.1, house) < copied(0.5, house)
+
+    def only_the_noun(tokens):
+        read = torch.zeros_like(tokens)
+        read[:, 2] = tokens[:, 1]
+        return (tokens + read)[..., None]
+
+    hidden = torch.zeros(1, len(REGIONS), dtype=torch.bool)
+    for region, expected in ((red, 0), (house, 0)):  # a noun may read its colour
+        hidden[0] = torch.arange(len(REGIONS)) == region
+        assert copies(only_the_noun, tokens, only_the_noun(tokens), regions, hidden, end) == expected
+    assert copied(0.1, red) > 0  # the padding may not
 
 
 def test_keeping_maps_changes_nothing_and_keeps_those_of_16_and_8():

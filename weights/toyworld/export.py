@@ -16,6 +16,8 @@ from weights.toyworld import vocabulary
 from weights.toyworld.sizes import SIDE, Denoiser, Size
 from weights.toyworld.train_unet import latent_scale
 
+BITS = 6  # of a weight's 11 in half precision; see weights/README.md for what they cost
+
 
 def export(run: Path, folder: Path, size: Size) -> None:
     """What has been trained so far (averaged weights) as diffusers would write it: configs, fp16 safetensors, tokenizer.
@@ -37,8 +39,7 @@ def write(run: Path, folder: Path, size: Size) -> None:
     vocab_size = len(tokenizer.bpe.get_vocab())
     model = Denoiser(size, vocab_size)
     model.load_state_dict(torch.load(run / "unet.pt", map_location="cpu", weights_only=True)["ema"])
-    decoder = run / "decoder.pt"
-    state = torch.load(decoder if decoder.exists() else run / "vae.pt", map_location="cpu", weights_only=True)["ema"]
+    state = torch.load(run / "vae.pt", map_location="cpu", weights_only=True)["ema"]
 
     write_weights(folder / "unet/diffusion_pytorch_model.safetensors", model.unet.state_dict())
     write_weights(folder / "vae/diffusion_pytorch_model.safetensors", state)
@@ -54,7 +55,15 @@ def write(run: Path, folder: Path, size: Size) -> None:
 
 def write_weights(path: Path, state: dict[str, Tensor]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.half().contiguous() for k, v in state.items()}, path, metadata={"format": "pt"})
+    save_file({k: rounded(v).contiguous() for k, v in state.items()}, path, metadata={"format": "pt"})
+
+
+def rounded(weights: Tensor) -> Tensor:
+    """In half precision; matrices and kernels with BITS significant bits only, so that git and downloads pack them a third smaller."""
+    if weights.dim() < 2:  # biases and norms are few
+        return weights.half()
+    mantissa, exponent = torch.frexp(weights.float())
+    return torch.ldexp((mantissa * 2**BITS).round(), exponent - BITS).half()
 
 
 def configs(size: Size, vocab_size: int, scaling_factor: float, tokenizer: CLIPTokenizer) -> dict[str, dict]:

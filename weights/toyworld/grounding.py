@@ -4,8 +4,9 @@ After TokenCompose (Wang et al. 2023, arXiv 2312.03626), which adds two terms to
 attention into the mask of its object, the other says for each pixel whether the word should attend there. TokenCompose finds
 its masks with a segmentation model. The toy's pictures are drawn, so that their masks are known.
 
-A third term is for words of sky and weather, so that a weight on such a word reaches all that the model knows of it: the tokens
-after them shall not copy them. These words and colours also get the more attention, the more of them the picture shows.
+A third term makes each word the only place where the model finds what it says: the tokens after a word shall not copy it. Only a
+noun reads its colour, because nobody would know otherwise whose colour it is. So an edit of one word reaches nothing else, and a
+weight reaches all of a word. Words of sky, weather and colour also get the more attention, the more of them the picture shows.
 
 Stable Diffusion learns such maps without this from 2 billion pictures. A toy that sees 40,000 does not (weights/README.md).
 """
@@ -30,7 +31,7 @@ SIDES = (16, 8)  # of the cross-attention maps that are taught; those of 4 x 4 a
 SHARES = {"first thing": 0.85, "second thing": 0.85, "ground": 0.85, "first colour": 0.1, "second colour": 0.1,
           "sky": 0.25, "cloudy": 0.25, "snowy": 0.25, "with flowers": 0.25, "starry": 0.25}  # fmt: skip
 REGIONS = tuple(SHARES)
-OWN = REGIONS.index("sky")  # from here on: words that no other token needs to have read (a noun must read its colour)
+READS = {"first thing": "first colour", "second thing": "second colour"}  # who must have read whom, see `copies`
 WORDS = {"cloudy": "cloudy", "snowy": "snowy", "flowers": "with flowers", "starry": "starry", "night": "sky"}
 NONE = -1  # the region of a token that names no place in the picture
 TOKEN_WEIGHT, PIXEL_WEIGHT, COPY_WEIGHT = 0.3, 0.1, 1.0  # of the three terms, beside the denoising loss
@@ -109,19 +110,18 @@ class KeepMaps(AttentionEdit):
 
 
 def grounding(
-    maps: dict[int, list[Tensor]], masks: Tensor, amounts: Tensor, regions: Tensor, certainty: Tensor
+    maps: dict[int, list[Tensor]], masks: Tensor, shares: Tensor, regions: Tensor, certainty: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The token term and the pixel term, each a mean over layers, pictures and grounded tokens, weighted by `certainty`.
 
-    maps: of each side, the layers' maps (B, P, T). masks (B, R, 16, 16) and amounts (B, R), from 0 to 1. regions (B, T).
-    certainty (B,).
+    maps: of each side, the layers' maps (B, P, T). masks (B, R, 16, 16), from 0 to 1. shares (B, R): of a pixel's attention, what
+    each region's word should have. regions (B, T). certainty (B,).
     token term: (1 - sum(A mask) / sum(A))^2, which is 0 if all of a token's attention A lies inside its mask.
     pixel term: binary cross-entropy of A against its share inside the mask and 0 outside, mean over pixels.
     """
     where = regions.clamp(min=0)
     tokens = F.one_hot(where, len(REGIONS)) * (regions >= 0)[..., None]  # (B, T, R)
-    share = torch.tensor([*SHARES.values()]).to(masks) * amounts  # (B, R)
-    share = share.minimum(TOGETHER / tokens.sum(1).clamp(min=1)).gather(1, where)  # (B, T)
+    share = shares.minimum(TOGETHER / tokens.sum(1).clamp(min=1)).gather(1, where)  # (B, T)
     terms = []
     for side, layers in maps.items():
         mask = F.adaptive_avg_pool2d(masks, side).flatten(2)  # (B, R, P)
@@ -145,14 +145,18 @@ def grounding(
 def copies(encode: Callable[[Tensor], Tensor], tokens: Tensor, text: Tensor, regions: Tensor, hidden: Tensor, end: int) -> Tensor:
     """The copy term: how much tokens have read of the hidden words before them, as a share of the squares of their embeddings.
 
-    Where the padding has read "cloudy", a weight on "cloudy" reaches only one of two copies of the word. So some words are
-    replaced by the end token, and the other tokens' embeddings should not notice. All tokens that are not replaced count.
+    Where the padding has read "cloudy", a weight on "cloudy" reaches only one of two copies of the word. Where "tree" has read
+    "cat", another animal beside the tree changes the tree too. So some words are replaced by the end token, and the other
+    tokens' embeddings should not notice. Those that are not replaced count, except a noun whose colour is (READS).
 
     encode: token ids (B, T) -> text embedding (B, T, D); `text` is that of `tokens`. regions (B, T). hidden (B, R) bool: the
     regions whose words are replaced.
     """
     gone = (regions >= 0) & hidden.gather(1, regions.clamp(min=0))  # (B, T)
+    excused = gone
+    for reader, read in READS.items():
+        excused = excused | (regions == REGIONS.index(reader)) & hidden[:, REGIONS.index(read), None]
     with torch.no_grad():
         without = encode(tokens.masked_fill(gone, end)).float()
-    change = (text.float() - without).square().sum(-1) * ~gone
+    change = (text.float() - without).square().sum(-1) * ~excused
     return change.sum() / without.square().sum()

@@ -1,11 +1,11 @@
 """A training loop for any of the toy's networks: it logs, keeps averaged weights, and goes on where it was stopped."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from minip2p.save import write_whole
 
@@ -43,24 +43,23 @@ class Run:
         self.model.load_state_dict(current)
         return said
 
-    def train(self, loss_of, validate) -> None:
-        """Until `steps`. loss_of(generator, rng) gives a loss; torch's generator and numpy's are seeded with the step."""
+    def train(self, loss_of: Callable[[], Tensor], validate: Callable[[], str]) -> None:
+        """Until `steps`. loss_of draws a batch and gives its loss; torch's random numbers are seeded with the step."""
         saved = begun = time.time()
         total, losses = self.seconds, []
+        averaged, current = list(self.ema.values()), list(self.model.state_dict().values())
+        gradient = self.gradient_of(loss_of)
         while self.step < self.steps:
             left = 1 - self.step / self.steps
             rate = self.lr * min(1, (self.step + 1) / 200) * min(1, left / COOLDOWN)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            loss = loss_of(torch.Generator().manual_seed(self.step), np.random.default_rng(self.step))
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.parameters, 1.0)
+            torch.manual_seed(self.step)
+            losses.append(gradient())
             self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
             self.step += 1
             share = min(self.average, (1 + self.step) / (10 + self.step))
-            torch._foreach_lerp_(list(self.ema.values()), list(self.model.state_dict().values()), 1 - share)
-            losses.append(loss.detach())
+            torch._foreach_lerp_(averaged, current, 1 - share)
             self.seconds = total + time.time() - begun
             if time.time() - saved > SAVE_EVERY or self.step == self.steps:
                 mean, losses = torch.stack(losses).mean().item(), []
@@ -70,3 +69,39 @@ class Run:
                 )
                 self.save()
                 saved = time.time()
+
+    def gradient_of(self, loss_of: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """A function that computes the loss of a new batch and its gradient, and returns the loss.
+
+        On a GPU the kernels of one such step are recorded as a CUDA graph and replayed, because starting thousands of small
+        kernels one by one takes longer than running them. For this, loss_of may not wait for the GPU nor copy from the CPU.
+        """
+
+        def step() -> Tensor:
+            loss = loss_of()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.parameters, 1.0)
+            return loss.detach()
+
+        def fresh() -> Tensor:
+            self.optimizer.zero_grad(set_to_none=True)
+            return step()
+
+        if self.parameters[0].device.type != "cuda":
+            return fresh
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):  # libraries choose their kernels in the first steps
+            for _ in range(3):
+                fresh()
+        torch.cuda.current_stream().wait_stream(aside)
+        self.optimizer.zero_grad(set_to_none=True)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            loss = step()  # the gradients lie in the graph's own memory, and every replay writes them anew
+
+        def replay() -> Tensor:
+            graph.replay()
+            return loss.clone()
+
+        return replay

@@ -8,6 +8,7 @@ a UNet trained on them is still of use.
 
 import argparse
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,8 @@ from minip2p.save import write_whole
 from minip2p.vae import VAE
 from weights.command import command
 from weights.toyworld.loop import Run
-from weights.toyworld.sizes import SIZES, Size
+from weights.toyworld.sizes import SIZE, Size
 
-BATCH = 8
 LR, LR_STARTED = 1e-3, 2.5e-4  # of random weights; of trained ones, which a higher rate would first make worse
 EDGES = 0.5  # weight of the errors' differences between neighbouring pixels: outlines and eyes are a pixel wide
 COLOUR = 1.0  # weight of the errors' means over 4 x 4 pixels: a red flower must not come back orange
@@ -44,9 +44,14 @@ def made(file: Path, stage: str) -> Path:
     return file
 
 
-def as_images(pictures: np.ndarray, device) -> Tensor:
+def loaded(file: Path, device) -> Tensor:
+    """The array in a file. A GPU gets all of it at once, because a step must not wait for the CPU; a CPU reads what it uses."""
+    return torch.from_numpy(np.load(file, mmap_mode="c")).to(device)
+
+
+def as_images(pictures: np.ndarray | Tensor, device) -> Tensor:
     """(B, 64, 64, 3) uint8 -> (B, 3, 64, 64) in [-1, 1]."""
-    images = torch.from_numpy(np.array(pictures)).to(device).permute(0, 3, 1, 2).float()
+    images = torch.as_tensor(pictures, device=device).permute(0, 3, 1, 2).float()
     return (images / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
@@ -76,28 +81,30 @@ def distance(z: Tensor, reference: Tensor) -> float:
 
 
 def train_vae(
-    run: Path, size: Size, steps: int, device, start: VAE | None = None, reference: VAE | None = None, batch: int = BATCH
+    run: Path, size: Size, steps: int, device, bf16: bool = False, start: VAE | None = None, reference: VAE | None = None
 ) -> VAE:
     """A VAE that gives a picture back through 16 x 16 x 4 numbers. Its state is kept in vae.pt.
 
     start: what it begins with; None is random weights. reference: a VAE near whose latents, by ANCHOR, the new ones are kept.
     Once the pictures are encoded (latents.npy) the VAE stays as it is.
     """
-    pictures = np.load(made(run / "pictures.npy", "pictures"), mmap_mode="r")
-    training_count = len(pictures) - held_out(len(pictures))
+    pictures = loaded(made(run / "pictures.npy", "pictures"), device)
+    count, batch = len(pictures) - held_out(len(pictures)), size.batch // 4
     torch.manual_seed(0)
     vae = (start or VAE(size.vae)).to(device, memory_format=torch.channels_last)
-    held = as_images(pictures[-min(LOGGED, held_out(len(pictures))) :], device)
+    held = as_images(pictures[count:][-LOGGED:], device)
     with torch.no_grad():
         known = reference and reference.encode(held)
         standard = reference and psnr(reference.decode(known), held)
 
-    def loss_of(generator, rng):
-        images = as_images(pictures[rng.integers(0, training_count, batch)], device)
-        mean, log_variance = vae.posterior(images)
-        z = mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=generator).to(device)
+    def loss_of():
+        images = as_images(pictures[torch.randint(count, (batch,), device=device)], device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            mean, log_variance = (part.float() for part in vae.posterior(images))
+            z = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
+            decoded = vae.decode(z).float()
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-        loss = difference(vae.decode(z), images) + KL * kl
+        loss = difference(decoded, images) + KL * kl
         if reference:
             with torch.no_grad():
                 wanted = reference.encode(images)
@@ -118,40 +125,14 @@ def train_vae(
     return vae
 
 
-def train_decoder(run: Path, size: Size, steps: int, device) -> None:
-    """Latents in, their pictures out: the decoder alone, once the UNet has learned these latents."""
-    latents = torch.from_numpy(np.load(made(run / "latents.npy", "vae")))
-    pictures = np.load(run / "pictures.npy", mmap_mode="r")
-    vae = VAE(size.vae).to(device, memory_format=torch.channels_last)
-    vae.load_state_dict(torch.load(run / "vae.pt", map_location="cpu", weights_only=True)["ema"])
-    vae.encoder.requires_grad_(False)
-    vae.quant_conv.requires_grad_(False)
-    held = as_images(pictures[-min(LOGGED, held_out(len(pictures))) :], device)
-
-    def decode(index: np.ndarray) -> Tensor:
-        return vae.decode(latents[torch.from_numpy(index)].float().to(device).contiguous(memory_format=torch.channels_last))
-
-    def loss_of(generator, rng):
-        index = rng.integers(0, len(pictures) - held_out(len(pictures)), BATCH)
-        return difference(decode(index), as_images(pictures[index], device))
-
-    def validate():
-        return f"psnr {psnr(decode(np.arange(len(pictures) - len(held), len(pictures))), held):.2f} dB"
-
-    training = Run(run / "decoder.pt", vae, 6e-4, steps)
-    training.train(loss_of, validate)
-
-
 @torch.no_grad()
 def encode_pictures(run: Path, vae: VAE, device) -> None:
     """latents.npy (count, 4, 16, 16) float16, each the posterior's mean, not scaled."""
     if (run / "latents.npy").exists():
         return
-    pictures = np.load(run / "pictures.npy", mmap_mode="r")
-    latents = np.concatenate(
-        [vae.encode(as_images(pictures[i : i + 100], device)).half().cpu().numpy() for i in range(0, len(pictures), 100)]
-    )
-    write_whole(run / "latents.npy", lambda path: np.save(path, latents))
+    parts = loaded(run / "pictures.npy", device).split(100)
+    latents = torch.cat([vae.encode(as_images(part, device)).half() for part in parts])
+    write_whole(run / "latents.npy", lambda path: np.save(path, latents.cpu().numpy()))
 
 
 def main() -> None:
@@ -159,12 +140,13 @@ def main() -> None:
     parser.add_argument("--start", type=Path, required=True, help="a model whose VAE is trained on")
     parser.add_argument("--run", type=Path, required=True, help="where pictures.npy is and vae.pt is kept")
     parser.add_argument("--steps", type=int, default=4_000)
-    parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--batch", type=int, default=8)
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     reference = StableDiffusion.load(args.start, device, "float32").vae
     start = deepcopy(reference).requires_grad_(True)
-    train_vae(args.run, SIZES["small"], args.steps, device, start, reference, args.batch)
+    size = replace(SIZE, batch=4 * args.batch)
+    train_vae(args.run, size, args.steps, device, False, start, reference)
     print(args.run / "vae.pt")
 
 
