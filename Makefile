@@ -25,7 +25,7 @@ test: $(TESTING) ## run all tests
 weights: $(RUNTIME) ## fetch Stable Diffusion into weights/ (MODEL=1.5, 1.4 or bk-sdm-tiny)
 	$(PYTHON) -m weights.fetch $(MODEL)
 
-toy: $(RUNTIME) ## train the toy Stable Diffusion anew (hours; weights/README.md)
+toy: $(RUNTIME) ## train the toy Stable Diffusion anew (minutes on a GPU, a night on a CPU; weights/README.md)
 	$(PYTHON) -m weights.toyworld.train
 
 scorecard: $(RUNTIME) ## measure how good the toy is (ten minutes; weights/scorecard)

@@ -150,8 +150,8 @@ table(f"{SOURCE!r} plus one phrase, {SEEDS}; windows: cross-attention/self-atten
 # %% [markdown]
 # ## An object less, an object more
 # The same alignment drops words: the maps of dropped words are not used. But the dog does not always go: at seeds 0 and 2 it is still
-# there, in another colour, at 1 and 3 a rest of it. Self-attention keeps the source's outlines for 40 % of the steps; without it
-# (self_replace_steps=0.0) all dogs are gone. An added dog is seen in 75 %. Both directions keep more of the layout than no control.
+# there, in another colour, at 1 and 3 a rest of it. Self-attention keeps the source's outlines for 40 % of the steps; with
+# `self_replace_steps=0.0` all dogs go. An added dog is seen in 75 %. Both directions keep more of the layout than no control.
 
 # %%
 lines, rows = object_survey(sd, detect, recordings, "a castle", "dog", chosen, GUIDANCE)

@@ -140,16 +140,16 @@ def train(
     torch.manual_seed(0)
     judge = (load(file=start).requires_grad_(True) if start else Judge()).to(memory_format=torch.channels_last)
 
-    def batch(generator, rng):
-        blurred, drawn = rng.integers(0, len(pictures), SOFT), rng.integers(0, len(pictures), BATCH // 2 - SOFT)
-        seen = rng.integers(0, len(through), BATCH // 2)
+    def batch():
+        blurred, drawn = np.split(torch.randint(len(pictures), (BATCH // 2,)).numpy(), [SOFT])
+        seen = torch.randint(len(through), (BATCH // 2,)).numpy()
         index = np.concatenate([blurred, drawn, seen])
         images = as_images(np.concatenate([pictures[blurred], pictures[drawn], through[seen]]), "cpu")
         soft = F.avg_pool2d(F.pad(images[:SOFT], (1, 1, 1, 1), mode="replicate"), 3, 1)
-        images[:SOFT] = torch.lerp(images[:SOFT], soft, torch.rand(SOFT, 1, 1, 1, generator=generator))
-        images[:SOFT] += 0.06 * torch.randn(SOFT, 3, SIDE, SIDE, generator=generator)
+        images[:SOFT] = torch.lerp(images[:SOFT], soft, torch.rand(SOFT, 1, 1, 1))
+        images[:SOFT] += 0.06 * torch.randn(SOFT, 3, SIDE, SIDE)
         boxed, shown = torch.from_numpy(things[index]), torch.from_numpy(traces[index])
-        turned = torch.rand(BATCH, generator=generator) < 0.5
+        turned = torch.rand(BATCH) < 0.5
         images[turned], boxed[turned], shown[turned] = mirrored(images[turned], boxed[turned], shown[turned])
         return loss_of(judge, images, boxed, torch.from_numpy(whole[index]), shown)
 

@@ -51,7 +51,8 @@ def loaded(file: Path, device) -> Tensor:
 
 def as_images(pictures: np.ndarray | Tensor, device) -> Tensor:
     """(B, 64, 64, 3) uint8 -> (B, 3, 64, 64) in [-1, 1]."""
-    images = torch.as_tensor(pictures, device=device).permute(0, 3, 1, 2).float()
+    pixels = pictures if isinstance(pictures, Tensor) else torch.from_numpy(np.array(pictures))
+    images = pixels.to(device).permute(0, 3, 1, 2).float()
     return (images / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
