@@ -180,7 +180,7 @@ def test_weights_of_lesson_5_go_the_right_way():
     rows = page_table(5, "quantity of each word")
     for word in ("cloudy", "starry", "night"):
         below, gone, said, twice, *_ = rows[word].values()
-        assert max(below, gone) < 0.8 * said and abs(twice - said) < said - gone, word
+        assert max(below, gone) < 0.8 * said and abs(twice - said) <= said - gone + 1e-9, word  # printed with two digits
     assert max(rows["night"].values()) == rows["night"]["× 2"] > rows["night"]["× 4"] > rows["night"]["× 8"]
     assert max(rows["red"].values()) - min(rows["red"].values()) < 0.03
 
