@@ -3,7 +3,9 @@
 You will see a picture appear out of noise, step by step, and write the loop that does it: ten lines. Then you will turn the
 one number that decides how closely the picture follows the prompt, the guidance. About 40 seconds on two CPU cores.
 
-    make lesson1            with other settings: make lesson1 SEED=7 STEPS=50 SEEDS=8
+    make lesson1            # with other settings: make lesson1 SEED=7 STEPS=50 SEEDS=8
+
+Lessons take 20 steps to save time; the library's default is 50.
 """
 
 # %%
@@ -16,7 +18,7 @@ from minip2p.images import open_image
 from weights.scorecard.measures import pixels, psnr
 
 chosen = settings("lesson1")
-sd, detect = load(chosen), detector(chosen)
+sd, detect = load(chosen), detector(chosen)  # detect is None unless the model is the toy
 SEED, STEPS, GUIDANCE = chosen.seed, chosen.steps, 7.5
 PROMPT, NOUNS = "a cat next to a house in the snow", ("cat", "house")
 CAPTION = f"{PROMPT!r}, seed {SEED}, {STEPS} steps, guidance {GUIDANCE}"
@@ -24,8 +26,8 @@ CAPTION = f"{PROMPT!r}, seed {SEED}, {STEPS} steps, guidance {GUIDANCE}"
 # %% [markdown]
 # ## The parts
 # Stable Diffusion (Rombach et al. 2022) does not work on pixels. A *variational autoencoder*, VAE, compresses a picture to
-# *latents*: 4 channels of an eighth of the side (a quarter in our toy). A *text encoder* turns the prompt into one vector per
-# *token*, a word or a piece of a word. A *UNet* looks at noisy latents z_t, at the *timestep* t (how noisy they are), and at the
+# *latents* of 4 channels, an eighth as wide and high as the picture (in our toy a quarter). A *text encoder* turns the prompt into one
+# vector per *token*, a word or a piece of a word. A *UNet* looks at noisy latents z_t, at the *timestep* t (how noisy they are), and at the
 # text, and predicts the noise. Sampling starts with noise alone and removes a little of it in every step.
 
 # %%
@@ -42,8 +44,8 @@ show(grid([noisy, predicted], ["latents z_t", "predicted x0"], columns, CAPTION)
 # their details last. An edit that keeps the layout must therefore act from the first step on. Lesson 3 measures for how long.
 #
 # ## By hand
-# Let a_t be the fraction of the clean picture's variance that is left in z_t (papers write alpha-bar). DDIM (Song et al. 2020)
-# moves the latents from one noise level to the next along the predicted noise eps:
+# In training, clean latents x0 are mixed with noise: z_t = sqrt(a_t) x0 + sqrt(1 - a_t) noise. Here a_t is the share of the clean
+# picture's variance (papers write alpha-bar). DDIM (Song et al. 2020) solves this for x0, and mixes x0 with less of the same noise:
 #
 #     x0  = (z_t - sqrt(1 - a_t) eps) / sqrt(a_t)              the predicted clean latents
 #     z_s = sqrt(a_s) x0 + sqrt(1 - a_s) eps                   the next latents, at the smaller timestep s
@@ -59,7 +61,7 @@ show(grid([noisy, predicted], ["latents z_t", "predicted x0"], columns, CAPTION)
 @torch.no_grad()
 def denoise(z, prompt, w, unconditional=""):
     cond, uncond = sd.encode_text(prompt), sd.encode_text(unconditional)
-    timesteps, a = sd.schedule.timesteps(STEPS), sd.schedule.alphas(STEPS)
+    timesteps, a = sd.schedule.timesteps(STEPS), sd.schedule.alphas(STEPS)  # a has one entry more: 1, the clean picture
     for i, t in enumerate(timesteps):
         eps_cond = sd.schedule.to_eps(sd.unet(z.to(sd.dtype), t, cond), z, a[i])
         eps_uncond = sd.schedule.to_eps(sd.unet(z.to(sd.dtype), t, uncond), z, a[i])
@@ -75,8 +77,9 @@ print(f"by hand and by library: largest relative difference of the latents {diff
 
 # %% [markdown]
 # ## The seed decides
-# The same seed gives the same picture every time. Another seed gives another picture of the same prompt. An edit has to keep the
-# layout of one picture, so source and target begin with the same noise. Lesson 3 shows what happens if they do not.
+# The same seed gives the same picture every time. Another seed gives another picture of the same prompt: size, place and colour of
+# the house differ, while the cat is on the left at all four seeds. An edit has to keep the layout of one picture, so source and target
+# begin with the same noise. Lesson 3 shows what happens if they do not.
 
 # %%
 runs = [sd.generate(PROMPT, seed=seed, steps=STEPS, guidance=GUIDANCE) for seed in chosen.seeds]
@@ -89,9 +92,9 @@ show(grid([[run.images[0] for run in runs]], column_labels=columns, caption=f"{P
 # ## Guidance
 # The weight w decides how strongly the prompt counts. At w = 0 the prompt is not used: what the picture shows is chance. At w = 1
 # the model is used as it was trained, and 7.5 is the usual value. A detector that we trained on the toy's world counts the pictures
-# in which it finds both objects. Contrast is the standard deviation of the colours in [0, 1]. Guidance raises the contrast and narrows
-# the choice: with every w above 0 both objects are found, but from 7.5 on all cats are yellow. At w = 15 objects begin to break: see the
-# cat of seed 0.
+# in which it finds both objects: all of them with every w above 0. Contrast is the standard deviation of the colours in [0, 1].
+# Guidance raises the contrast. It also narrows the choice: at w = 3 the houses are pink, purple and yellow, at w = 15 all four are
+# red. At w = 15 objects begin to break: see the cat of seed 0.
 
 # %%
 weights = [0.0, 1.0, 3.0, 7.5, 15.0]
@@ -121,7 +124,7 @@ print(f"negative prompt by hand and by library: PSNR {psnr(by_hand, pairs[1][0])
 # %% [markdown]
 # ## The VAE's share
 # The VAE loses fine detail, so no edit can preserve that detail. PSNR measures how similar a picture is after encoding and
-# decoding, in dB (higher is more alike). A picture that the VAE itself has decoded loses less than one that it never saw.
+# decoding, in dB (higher is more alike). Here a generated picture and a drawn one, which the VAE never saw, lose about equally little.
 
 # %%
 drawn = open_image(ROOT / "lessons/images/house.png", result.images[0].size[::-1])

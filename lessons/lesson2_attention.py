@@ -1,9 +1,9 @@
 """Lesson 2: which pixels attend to which word
 
-You will compute one cross-attention map by hand from Q, K and V, find it again in the library, and look at the maps of every
-word of a prompt: at each step, at each size, and for the tokens that are no words. About 20 seconds on two CPU cores.
+You will compute one cross-attention map by hand from Q, K and V, and find it again in the library. Then you look at the map of
+every word, at each step and size, and at tokens that are no words. About 20 seconds on two CPU cores.
 
-    make lesson2            with other settings: make lesson2 SEED=7 STEPS=50 SEEDS=8
+    make lesson2            # with other settings: make lesson2 SEED=7 STEPS=50 SEEDS=8
 """
 
 # %%
@@ -26,7 +26,8 @@ CAPTION = f"{PROMPT!r}, seed {SEED}, {STEPS} steps, guidance {GUIDANCE}"
 # ## Where each word is attended to
 # Inside the UNet the picture is a *feature map*, here of 16 x 16 pixels or fewer. In a *cross-attention* layer every pixel of it
 # chooses among the tokens of the prompt, and its shares of attention sum to one. All pixels' shares for one token make a picture:
-# the token's map. Bright cells attend to the word most.
+# the token's map. Its pixels are drawn as *cells*: bright cells attend to the word most. (The map of "red" is dim, because the toy's
+# training asks for little attention to a colour.)
 
 # %%
 result = sd.generate(PROMPT, seed=SEED, record="all", **RUN)
@@ -41,8 +42,9 @@ show(overlays(result, [NOUN, OTHER]), chosen, "02_overlays")
 #     M = softmax(Q K^T / sqrt(d))        pixels x tokens: the map that an edit changes
 #     output = M V                        each pixel receives a mixture of values, in the proportions of M
 #
-# A layer does this several times side by side, in *heads* of d channels each. The code computes the UNet's first cross-attention
-# layer at the first step. Before it come a residual block and self-attention, in which the pixels attend to one another.
+# M has one column per token: that token's map. A layer does this several times side by side, in *heads* of d channels each. The code
+# computes the UNet's first cross-attention layer at the first step. Before it come a residual block and self-attention, in which the
+# pixels attend to one another: the code up to `attention =` only repeats these.
 
 # %%
 unet, t = sd.unet, sd.schedule.timesteps(STEPS)[0]
@@ -73,9 +75,10 @@ print(f"by hand and by library: largest difference of a share {(M.mean(1)[0] - l
 # therefore adjusts W_q and W_k until that pixel's query matches the key of "house".
 #
 # Our toy has seen far fewer pictures than Stable Diffusion, and learned this only weakly by itself. Its training therefore has a
-# second loss, *grounding*, which teaches each word to attend to its own object (weights/README.md). The picture below was made
-# without that loss, by the toy of commit ffa0ae1 with the command `python -m minip2p attend`. Mind its scale: it ends near a tenth,
-# where that of the first figure goes beyond half. "tree" is brightest on the house, not on the tree.
+# second loss, *grounding*, which teaches the pixels of an object to attend to its word (weights/README.md). The picture below was
+# made without that loss, by the toy of commit ffa0ae1 with the command `python -m minip2p attend`. Mind the scales: this one ends near
+# a tenth, that of the first figure near nine tenths. (A part of the difference is the context, 77 tokens in that toy and 32 here: the
+# padding takes most of the attention.) "house" is bright on the tree as well, and "tree" is as bright on the house as on the tree.
 #
 # ![maps of the toy that was trained without grounding](../images/ungrounded.png)
 #
@@ -83,7 +86,8 @@ print(f"by hand and by library: largest difference of a share {(M.mean(1)[0] - l
 # The text encoder always reads the same number of tokens, its *context* (32 in the toy, 77 in Stable Diffusion), and each has a
 # map: the start token, the end token and the padding after it, too. Shares must sum to one, so a pixel that needs no word has to
 # attend to something: these tokens receive the rest. (Here no word names the sky, and its pixels attend to "a" and the start token.)
-# The table averages over steps, pixels and low-resolution layers (at most 16 x 16), which are the layers that edits read.
+# The table averages over steps, pixels and the layers of 16 x 16. Figures and local blend read these layers, too. An edit of word
+# maps changes every cross-attention layer.
 
 # %%
 SEEDS = f"seeds {chosen.seeds[0]} to {chosen.seeds[-1]}"
@@ -99,7 +103,8 @@ table(f"share of attention, {SEEDS}", ["share"], rows)
 # %% [markdown]
 # ## Step by step, size by size
 # The same word at several steps, and at each size of the feature map. Maps of 8 x 8 show the region, maps of 16 x 16 the outline.
-# The toy's second loss teaches these two sizes only. Maps of 4 x 4 are too coarse for it, and do not show the objects.
+# The toy's second loss teaches these two sizes only. In the layer of 4 x 4 almost every pixel attends to "tree", wherever it lies: such
+# a map says nothing about places.
 
 # %%
 show(maps_by_step(result, [NOUN, OTHER]), chosen, "03_steps")
@@ -108,7 +113,8 @@ show(maps_by_size(result, [NOUN, OTHER]), chosen, "04_sizes")
 # %% [markdown]
 # ## The layout settles early
 # How early? The curve is the correlation of a word's map at each step with the mean of its maps over the last fifth of the
-# steps, averaged over seeds. At 1 the map is final. After a fifth of the steps both words' maps are at 0.97 or above.
+# steps, averaged over seeds. At 1 the map is final. It is near 1 at the first step already (mind the axis), and after a fifth of the
+# steps both words' maps are at 0.97 or above.
 
 # %%
 lines = {}
@@ -137,9 +143,10 @@ rows |= {"end, padding": difference[1 + len(sd.tokenizer.encode(LONGER).ids) :].
 table(f"relative change of the embeddings, {LONGER!r}", list(changes), rows)
 
 # %% [markdown]
-# Tokens before the changed word stay exactly as they are. "house" has read "red", as it must: nobody would know otherwise which thing
-# is red. All other tokens have hardly read anything. Here the toy differs from Stable Diffusion: its training has a third loss, by which
-# a word is not copied into later tokens (weights/README.md). Lessons 3 and 5 show what this is for.
+# Tokens before the changed word stay exactly as they are. We say that a token has *read* a word if its embedding changes with the
+# word. "house" has read "red", as it must: otherwise the model could not know which thing is red. All other tokens have hardly read
+# anything. Here the toy differs from Stable Diffusion: its training has a third loss, against copying a word into later tokens
+# (weights/README.md). Lessons 3 and 5 show what this is for.
 #
 # ## Exercises
 # 1. Which word has the largest share? Replace "tree" by another noun and look again: does the share follow the area?

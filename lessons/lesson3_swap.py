@@ -3,7 +3,7 @@
 You will see a cat become a dog while the house beside it stays where it is: by hand in 15 lines, and with the library. Figures
 and tables over seeds ask which maps are needed, for how long, and from which noise. About 50 seconds on two CPU cores.
 
-    make lesson3 SEED=7 STEPS=50 SEEDS=8
+    make lesson3            # with other settings: make lesson3 SEED=7 STEPS=50 SEEDS=8
 """
 
 # %%
@@ -26,9 +26,8 @@ RUN = {"seed": SEED, "steps": STEPS, "guidance": GUIDANCE}
 
 # %% [markdown]
 # ## With and without control
-# Both prompts start from the same noise. Without control the new prompt draws a new picture, in which everything may change: at seeds
-# 1 to 3 below, dog and house change places. With Prompt-to-Prompt the new word takes the place of the old one, and the rest keeps its
-# place. Details may still change: at seed 3 the brown roof turns red.
+# Both prompts start from the same noise. Without control the new prompt draws a new picture, in which everything may change: here the
+# house shrinks and moves. With Prompt-to-Prompt the new word takes the place of the old one, and the rest keeps its place.
 
 # %%
 swap = minip2p.Swap(sd.tokenizer, PROMPTS, cross_replace_steps=0.8, self_replace_steps=0.4)
@@ -45,9 +44,10 @@ show(grid([[*free.images, edited.images[1]]], (), names, f"{WORDS}, seed {SEED}"
 #     A <- S    in cross-attention, during the first 80 % of the steps
 #     A <- S    in self-attention of at most 16 x 16 pixels (the authors' limit), during the first 40 % of the steps
 #
-# The new word then draws where the old word was. What it draws comes from its own value vectors V, which are not replaced.
-# Only the conditional half of guidance is edited. The unconditional half reads the same empty prompt for source and target, so
-# it has no word to exchange. The authors leave its self-attention alone as well.
+# Word maps say where a word is drawn. Self-attention maps say which pixels belong together, and so hold outlines. Self-attention is
+# released sooner, so that the new object can get an outline of its own. What the new word draws comes from its own value vectors V,
+# which are not replaced. Only the conditional half of guidance is edited. The unconditional half reads the same empty prompt for source
+# and target, so it has no word to exchange. (Its self-attention could be replaced, too; the authors do not, and we did not try.)
 
 # %%
 def edit_at(step):
@@ -77,8 +77,10 @@ print(f"by hand and by library: largest relative difference of the latents {diff
 
 # %% [markdown]
 # ## The maps before and after
-# The same swap from several seeds, which nobody picked. In the edit the new word has the map of the old word until the window
-# closes. To save time, the source is recorded once, and `run_beside` runs all targets in one batch, each with an edit of its own.
+# The same swap from several seeds, which nobody picked. Without control, dog and house change places at seeds 1 to 3. With
+# Prompt-to-Prompt places and outlines stay, but colours may change: the houses of seeds 1 and 2 turn pink, that of seed 3 red. Local
+# blend (lesson 6) keeps them. The maps are means over all steps. So the map of "dog" has the shape of the cat: for 80 % of the steps it
+# is the cat's. To save time, the source is recorded once, and `run_beside` runs all targets in one batch, each with its own edit.
 
 # %%
 recordings = [sd.record(SOURCE, seed=seed, steps=STEPS, guidance=GUIDANCE, progress=False) for seed in chosen.seeds]
@@ -93,30 +95,35 @@ show(panel_figure(rows, f"{WORDS}; maps: mean over steps, heads and {runs[0].map
 
 # %% [markdown]
 # ## Which maps, and for how long?
-# The figure swaps the cat for a tree, whose shape is another one. In the column "n-th map" only the swapped word's map is replaced:
-# the library allows one window per word. A pair of numbers is the window of all word maps and that of self-attention, in shares of
-# the steps. The paper's authors use 0.8 and 0.4. In the table, layout is the correlation of the edges with the source's (1: the
-# same outlines), and a detector that knows the toy's objects looks for the tree and for a cat that is left.
+# The figure swaps the cat for a tree, whose shape is another one. In the column "n-th map" only the map of the swapped word, the n-th
+# token, is replaced; all other maps are the target's own. (The library allows one window per word.) A pair of numbers is the window of
+# all word maps and that of self-attention, in shares of the steps. The paper's authors use 0.8 and 0.4. *Layout* in the table is the
+# correlation of the edges with the source's (1: the same outlines). A detector of the toy's objects looks for the tree, and for a cat
+# that is left. With four seeds, 25 % is one picture; weights/scorecard has 205 swaps.
 
 # %%
 SHAPE = "tree"
 TREE = [SOURCE, SOURCE.replace(OLD, SHAPE)]
+# name: (cross_replace_steps, self_replace_steps)
 WINDOWS = {"no control": (0, 0), "n-th map, 0.8": ({"default_": 0, SHAPE: 0.8}, 0)}
 WINDOWS |= {f"{maps}/{own}": (maps, own) for maps, own in ((0.2, 0), (0.8, 0), (0.8, 0.4), (1, 0.4), (0.8, 0.8), (1, 1))}
 swept = run_beside(sd, recordings, TREE[1], [minip2p.Swap(sd.tokenizer, TREE, *windows) for windows in WINDOWS.values()])
-sweep = dict(zip(WINDOWS, zip(*(run.images[1:] for run in swept))))
+sweep = dict(zip(WINDOWS, zip(*(run.images[1:] for run in swept))))  # name -> the picture of each seed
 caption = f"{SOURCE!r}, {OLD} -> {SHAPE}, {STEPS} steps, guidance {GUIDANCE}"
 show(grid(list(zip(sources, *sweep.values())), seeds, ["source", *sweep], caption), chosen, "03_windows")
 rows = {name: swap_row(detect, sources, pictures, OLD, SHAPE) for name, pictures in sweep.items()}
 table(f"{OLD} -> {SHAPE}, {seeds[0]} to {seeds[-1]}", [f"{SHAPE}, no {OLD}", "layout"], rows)
 
 # %% [markdown]
-# From the third row on, the layout rises to the bottom of the table. With the n-th map the house is still the one of the new prompt
-# (seed 2 has even two houses and no tree). All word maps for 80 % of the steps (0.8/0) bring the layout from 0.24 to 0.37; the first
-# 20 % are not enough. With self-attention (0.8/0.4) the source's house is back at all seeds, but self-attention holds the old outline,
-# too. A tree has another outline than a cat, and may be lost: at 0.8/0.4 the tree of seed 2 is a bush with a window, at 0.8/0.8 only
-# 25 % are found, at 1/1 none. A longer window of the word maps (1/0.4) brings little. So 0.8/0.4 suits words of like shape, as cat and
-# dog above. Where the shape changes, self-attention needs a shorter window or none.
+# From 0.2/0 down, every row keeps more of the layout than the row above. With the n-th map the house is still the one of the new prompt
+# (seed 2 has even two houses and no tree). All word maps for 80 % of the steps (0.8/0) bring the layout from 0.24 to 0.37. The first
+# 20 % are not enough, although the source's maps settle that early (lesson 2): afterwards the target's own maps are back.
+#
+# With self-attention (0.8/0.4) the house has the source's place and outline at all seeds. But self-attention holds the old object's
+# outline, too. A tree has another outline than a cat, and may be lost: at 0.8/0.4 the tree of seed 2 is a bush with a window, at 0.8/0.8
+# only 25 % are found, at 1/1 none, and some pictures turn grey. A window of 1 for the word maps (1/0.4) changes little here: the
+# last steps draw details, and 0.8 leaves these to the new word. So 0.8/0.4 suits words of like shape, as cat and dog above. Where the
+# shape changes, self-attention needs a shorter window or none.
 #
 # ## Why the n-th map alone is not enough
 # With the n-th map alone nothing holds the house: its own map is free, and the house may move. A second reason is possible. CLIP's
@@ -133,7 +140,8 @@ if detect:
 # "dog" (lesson 2). Stable Diffusion's are not, and there the tokens after a word may draw it as well.
 #
 # ## Why the same noise?
-# Here the target starts from the noise of another seed and takes the source's maps, with the windows 0.8/0.4.
+# Here the target starts from the noise of another seed and takes the source's maps, with the windows 0.8/0.4. The last picture is the
+# ordinary edit, in which noise and source are both of the first seed.
 
 # %%
 apart = torch.cat([sd.init_latents(SEED), sd.init_latents(chosen.seeds[-1])])
@@ -144,8 +152,9 @@ show(grid([[sources[0], *pictures.values()]], (), ["source", *pictures], WORDS),
 table("the target's noise and maps", ["layout"], {name: [layout(sources[0], picture)] for name, picture in pictures.items()})
 
 # %% [markdown]
-# The maps carry the layout over to other noise. But they do not fit this noise: the picture gets blotches. From the source's own noise
-# the edit is clean and keeps more of the layout.
+# The maps carry the layout over to other noise. But noise decides much of a layout by itself: maps are nearly final at the first step
+# (lesson 2). This noise asks for another layout than these maps, and the picture gets blotches. From the source's own noise the edit is
+# clean and keeps more of the layout.
 #
 # ## Exercises
 # 1. Put a castle in the cat's place: SHAPE = "castle". Which windows does it need? Why does the cat's place not suit it?

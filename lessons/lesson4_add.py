@@ -4,7 +4,7 @@ You will see a castle by day keep its outline at night, in red, in the snow or i
 the source's maps, new words keep their own. You align two prompts by hand, then edit by hand and with the library. The tables
 measure five phrases, two pairs of windows, and an object that is dropped or added. About a minute on two CPU cores.
 
-    make lesson4            with other settings: make lesson4 SEED=7 STEPS=50 SEEDS=8
+    make lesson4            # with other settings: make lesson4 SEED=7 STEPS=50 SEEDS=8
 """
 
 # %%
@@ -26,12 +26,12 @@ SEEDS = f"seeds {chosen.seeds[0]} to {chosen.seeds[-1]}"
 
 # %% [markdown]
 # ## With and without control
-# Both prompts start from the same noise. Without control the longer prompt may draw a new picture. With Prompt-to-Prompt the new
-# phrase changes the picture of the source. How much moves depends on phrase and seed: see below.
+# Both prompts start from the same noise. Without control the longer prompt may draw a new picture. Here it is similar, but the flag
+# gives way to a moon, and the dog turns grey. With Prompt-to-Prompt the new phrase changes the picture of the source.
 
 # %%
 add = minip2p.Add(sd.tokenizer, NIGHT, cross_replace_steps=0.8, self_replace_steps=0.4)
-edited = sd.generate(NIGHT, edit=add, record="all", **RUN)
+edited = sd.generate(NIGHT, edit=add, record="all", **RUN)  # "all": maps before the edit, too, for the page at the end
 free = sd.generate(NIGHT, record=True, **RUN)
 names, caption = ["source", "at night, no control", "at night, Prompt-to-Prompt"], f"{SOURCE!r} + 'at night', {CAPTION}"
 show(grid([[*free.images, edited.images[1]]], (), names, caption), chosen, "01_add")
@@ -40,8 +40,8 @@ show(grid([[*free.images, edited.images[1]]], (), names, caption), chosen, "01_a
 # ## Which token is which: the alignment
 # A swap keeps every word's position. A new phrase moves all words behind it, so token j of the two prompts is no longer the same
 # word. The prompts are therefore aligned by their longest common subsequence: the longest list of tokens that both have in the
-# same order. Each token in it has a partner. `length[i, j]` is the longest common length of the first i and the first j tokens.
-# The partners are found by walking through it from the end.
+# same order. Each token in it has a partner. `length[i, j]` is the length of that list for the first i source tokens and the first j
+# target tokens. The code fills this table, and walks back from its last entry to find the partners. ("castle" has two tokens here.)
 
 # %%
 def partners_of(source, target):
@@ -93,7 +93,7 @@ class AddByHand(minip2p.AttentionEdit):  # the library calls `at` once per step,
         source, target = attn.chunk(2)
         if site.kind == "cross" and self.cross_open:
             target = torch.where(new, target, source[..., column])
-        if site.kind == "self" and self.self_open:
+        if site.kind == "self" and self.self_open:  # at most 16 x 16: AttentionEdit's `wants` asks for no larger ones
             target = source
         return torch.cat([source, target])
 
@@ -121,8 +121,8 @@ show(word_maps(rows, words=["dog", "castle", "at night"]), chosen, "03_maps")
 
 # %% [markdown]
 # ## Five phrases
-# We add five phrases, one at a time, to a prompt that shows both objects at these seeds. No seed is picked. "at night" stands in
-# front, so that tokens change their positions.
+# We add five phrases, one at a time, to a prompt that shows both objects at these seeds. No seed is picked. "at night" and "a pencil
+# sketch of" stand in front, so all tokens of the source move. The figure has the windows 0.8/0.4 (cross-attention/self-attention).
 
 # %%
 PHRASES = {
@@ -139,9 +139,9 @@ show(grid(lines, labels, ["source", *PHRASES], f"{SOURCE!r} plus one phrase, {ST
 # %% [markdown]
 # ## How long to hold on
 # The paper's authors hold a style's maps for 0.5 of the steps in cross-attention and 0.2 in self-attention, otherwise for 0.8 and
-# 0.4. The table compares both. "Shown" counts the pictures in which the detector sees the phrase. Layout is that of lesson 3. A
-# perfect edit may stay below 1, because colours change edges too. With control every phrase keeps more of the layout. On the toy a
-# style needs no shorter windows: it shows with both, and the longer ones keep more.
+# 0.4. The table compares both. The detector sees every phrase with every setting ("shown"), so only the layout differs: the correlation
+# of the edges with the source's (1: the same outlines). With control every phrase keeps more of it, and the longer windows keep most.
+# On the toy a style needs no shorter ones. Layout does not see colours: at seed 3 "in the snow" turns the red dog yellow.
 
 # %%
 columns = [f"{what}: {name}" for what in ("shown", "layout") for name in WINDOWS]
@@ -150,8 +150,8 @@ table(f"{SOURCE!r} plus one phrase, {SEEDS}; windows: cross-attention/self-atten
 # %% [markdown]
 # ## An object less, an object more
 # The same alignment drops words: the maps of dropped words are not used. But the dog does not always go: at seeds 0 and 2 it is still
-# there, in another colour, at 1 and 3 a rest of it. Self-attention keeps the source's outlines for 40 % of the steps; with
-# `self_replace_steps=0.0` no dog is left, but other things appear. An added dog is seen in 75 %. Both keep more layout than no control.
+# there, in another colour, at 1 and 3 only remains of it. Self-attention keeps the source's outlines for 40 % of the steps. An added dog
+# is seen at three of four seeds, but there the castle shrinks and makes room. Both keep more layout than no control (one pair twice).
 
 # %%
 lines, rows = object_survey(sd, detect, recordings, "a castle", "dog", chosen, GUIDANCE)
@@ -163,7 +163,7 @@ table(f"an object dropped or added, {SEEDS}", ["dog seen", "layout"], rows)
 # ## Exercises
 # 1. Give only the night a shorter window: Add(..., cross_replace_steps={"default_": 0.8, "at night": 0.3}). Why are the latents
 #    equal to `edited.latents`? (Print `add.has_source[0]` at the tokens of "at night".)
-# 2. Give `WINDOWS` a fourth entry, (0.8, 0.0). For which phrases does self-attention hold the layout?
+# 2. Give `WINDOWS` a fourth entry, (0.8, 0.0). For which phrases does self-attention hold the layout? Drop the dog with it, too.
 
 # %%
 show(minip2p.explore(sd, edited, add), chosen, "06_explore")

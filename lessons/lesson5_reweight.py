@@ -1,10 +1,10 @@
 """Lesson 5: re-weight a word
 
-You will see a slider on one word of a prompt, from -2 to 8: a night that becomes day, or darker. You multiply a map by hand and
-with the library. Its rows then no longer sum to one, and you test whether that matters. Four words are measured over several
-seeds, also beyond the usual range of -2 to 2. About 80 seconds on two CPU cores.
+You will see a slider on one word of a prompt, from -2 to 8: a night that becomes a dim day, or a little darker. You multiply a map by
+hand and with the library. Its rows then no longer sum to one, and you test whether that matters. Four words are measured over several
+seeds. About 80 seconds on two CPU cores.
 
-    make lesson5            with other settings: make lesson5 SEED=7 STEPS=50 SEEDS=8
+    make lesson5            # with other settings: make lesson5 SEED=7 STEPS=50 SEEDS=8
 """
 
 # %%
@@ -63,7 +63,7 @@ class WeightByHand(minip2p.AttentionEdit):
         if site.kind == "cross" and self.cross_open:
             target = source.clone()
             target[..., AT] *= self.weight
-            if self.divide:  # used further below; a head may give all of a pixel to the word, and weight 0 leaves nothing
+            if self.divide:  # used further below. clamp: where a head gives a pixel's whole attention to the word, 0 times it is 0
                 target = target / target.sum(-1, keepdim=True).clamp(min=1e-6)
         if site.kind == "self" and self.self_open:
             target = source
@@ -78,9 +78,9 @@ print(f"by hand and by library: largest relative difference of the latents {diff
 # %% [markdown]
 # ## Rows stop summing to one
 # A row of a map holds one pixel's shares of attention. The softmax makes them sum to one, but the weight comes after the
-# softmax. If the word has the share p of a row, the row sums to 1 + (w - 1) p. The figure shows the sums over all pixels and steps
-# of the window, averaged over heads and layers. The layer's output, shares times values V, is then no weighted average of the values
-# any more. With w < 0 the word's value is subtracted. No such output occurred in training.
+# softmax. If the word has the share p of a row, the row sums to 1 + (w - 1) p, as the table checks. Each pixel has such a sum at each
+# step, averaged over heads and layers: the figure shows the largest, the mean and the smallest within the window. The layer's output is
+# then no weighted average of the values V any more. With w < 0 the word's value is subtracted. Neither occurred in training.
 
 # %%
 maps = [result.maps.tokens(prompt)[: int(0.8 * STEPS)] for prompt in range(len(night.prompts))]  # each (steps, h, w, tokens)
@@ -93,7 +93,7 @@ table("sums of rows", labels, {"mean": means, "1 + (w - 1) x mean p": predicted}
 
 # %% [markdown]
 # We now test on one seed whether the changed sum causes the effect, and divide every row by its sum. The result is again a softmax,
-# in which log w is added to the word's score x, because w exp(x) = exp(x + log w). For w < 0 there is none.
+# in which log w is added to the word's score x, because w exp(x) = exp(x + log w). A negative w has no logarithm: that cell is empty.
 
 # %%
 recording = sd.record(NIGHT, progress=False, **RUN)
@@ -107,16 +107,17 @@ rows = [[quantity("night", picture, None) if picture else None for picture in li
 table("darkness (0: white, 1: black)", labels, dict(zip(["re-weighted", "rows divided by their sums"], rows)))
 
 # %% [markdown]
-# With rows that sum to one, weight 0 still brings the day: the share of "night" goes to other tokens, which have not read it. Above 1
-# the output stays an average of values, and the night stays as dark as it was. Without the division the value of "night" is added
-# on top: at 2 the night is a little darker, but at 4 it gets lighter, and at 8 there is daylight with stars, which the toy has never seen
-# in training. So taking a word away does not need the changed sums, and what breaks at high weights are the sums.
+# With rows that sum to one, weight 0 still brings the day: the share of "night" goes to other tokens, none of which has read it on the
+# toy (lesson 2). Above 1 the output stays an average of values, and the night stays as dark as it was, with a few stars at 8. Without
+# the division the value of "night" is added on top. At 2 the night is a little darker, but at 4 it gets lighter, and at 8 there is
+# daylight with stars, which no training picture shows. So on this seed weight 0 works either way, and high weights fail only with
+# changed sums. (The house changes its colour, too: the prompt names none.)
 #
 # ## Four words
-# The toy was trained on captions that say that a day is cloudy, but not how cloudy. Words for sky and weather were taught to get the
-# more attention, the more of it the picture shows, and later tokens not to read them (weights/README.md). The figure shows one seed.
-# The table and the curves show what each word should bring, as a share of pixels or a mean of colours from 0 to 1, averaged over
-# seeds: grey sky, bright specks in the sky, darkness, redness of the house. (weights/scorecard has two more words.)
+# The toy was trained on captions that say that a day is cloudy, but not how cloudy. Its training also asks two things of words for sky
+# and weather (weights/README.md): the more clouds a picture has, the more attention "cloudy" gets, and later tokens do not copy the word.
+# The figure shows one seed. The table shows what each word brings, from 0 to 1, averaged over seeds: grey sky, bright specks in the sky,
+# darkness, redness of the house. The curves divide by the value at weight 1. (weights/scorecard has two more words.)
 
 # %%
 WORDS = {"cloudy": f"{SCENE} on a cloudy day", "starry": f"{SCENE} on a starry night", "night": NIGHT}
@@ -130,24 +131,25 @@ relative = {word: [value / max(row[WEIGHTS.index(1)], 1e-3) for value in row] fo
 show(curves(WEIGHTS, relative, "weight", "quantity, relative to weight 1", f"{SEEDS}, {STEPS} steps"), chosen, "05_quantities")
 
 # %% [markdown]
-# At weight 0 clouds and night are gone, and so are some stars. Below 0 more stars go, and little else changes. Above 1 there is hardly
-# more of anything: a few more stars, no more clouds, and the night is darkest at 2. On this toy a weight takes away well and adds little.
+# At weight 0 the clouds are gone, the night becomes a dim day, and some stars go. At -2 more stars go, and a sun appears in the night, but
+# it gets no lighter. Above 1 there is hardly more of anything: a few more stars, no more clouds, and the night is darkest at 2. On this
+# toy a weight takes away well and adds little.
 #
-# "red" hardly moves. A likely reason is that "house" has read it (lesson 2) and keeps its weight. Here the toy is not taught
-# otherwise: in "a red house next to a blue car", "house" must carry "red", or nobody could tell which thing is red. In Stable
-# Diffusion all tokens read the words before them, so a weight on one token may change only a part of the word's effect.
+# "red" hardly moves. (At this seed the house is red in every prompt; the table averages four.) A likely reason is that "house" has read
+# "red" (lesson 2) and keeps its weight. It must: in "a red house next to a blue car" the model could not know otherwise which thing is
+# red. In Stable Diffusion all tokens read the words before them, so a weight on one token may change only a part of the word's effect.
 #
 # The next table averages over all words. Layout is the correlation of the edges with those at weight 1. It falls on both sides,
 # most at -2 and 8. Confidence is the detector's score for house and tree, 0 for one that it does not find. It hardly falls: the toy's
-# objects hold at all weights. Prompt-to-Prompt is usually used with weights from -2 to 2.
+# objects hold at all weights.
 
 # %%
 table(f"all four words, {SEEDS}", labels, {"layout": kept, "confidence": sure})
 
 # %% [markdown]
 # ## On top of a swap
-# A weight may act on any other edit, its `base`. The flower stands where the tree stood. At -2 its night becomes day; at 2 little
-# changes.
+# A weight may act on top of a Swap or an Add, its `base`. The flower stands where the tree stood. At -2 the night becomes day; at 2
+# little changes.
 
 # %%
 SWAPPED = [NIGHT, NIGHT.replace("tree", "flower")]
@@ -161,7 +163,7 @@ show(grid([[runs[0].images[0], *(run.images[1] for run in runs)]], (), names, f"
 # ## Exercises
 # 1. Begin the prompt with the word: NIGHT = f"at night, {SCENE}". Now all nouns come after it. Does weight 0 still bring the day?
 # 2. Widen the window: Reweight(..., cross_replace_steps=1.0, self_replace_steps=0.0). Does the redness of "red" move more?
-# 3. Re-weight two words of one prompt: Reweight(..., {"cloudy": -2.0, "flowers": 4.0}). Predict the mean sum of the rows first.
+# 3. Re-weight two words of f"{SCENE} with flowers on a cloudy day": {"cloudy": -2.0, "flowers": 4.0}. First predict the mean row sum.
 
 # %%
 show(minip2p.explore(sd, runs[1], edits[1]), chosen, "07_explore")

@@ -4,7 +4,7 @@ You will see a red house become blue. Without a mask the tree beside it changes 
 You make the mask by hand, compare it with the library's, change its threshold, and see what inpainting does in a drawn mask.
 At the end three edits and a blend act at once. The prompt was picked because its swap changes the tree as well. About a minute.
 
-    make lesson6            with other settings: make lesson6 SEED=7 STEPS=50 SEEDS=8
+    make lesson6            # with other settings: make lesson6 SEED=7 STEPS=50 SEEDS=8
 """
 
 # %%
@@ -42,7 +42,7 @@ def swap_inside(**blend):
 # Only the house should change, but the swap changes more: here the outline of the tree and some of the grass. Local blend keeps the
 # source's picture outside a mask, and the mask is where the model attends to "house". The second row shows the mask (white: may change)
 # and the differences from the source, four times as bright (black: none). With the blend they are almost gone from the tree. Small
-# differences remain outside the mask, because the blend works on latents, which the VAE decodes together.
+# differences remain outside the mask: the blend works on latents, and the VAE computes each pixel from several of them.
 
 # %%
 everywhere, local = run(swap_inside()), run(swap_inside(words="house"))
@@ -107,8 +107,8 @@ show(mask_growth(local, swap_inside(words="house"), CAPTION), chosen, "02_mask")
 
 # %% [markdown]
 # ## The threshold
-# The threshold is a share of the map's own maximum. With a high one the mask covers only a part of the house: at 0.8 chimney and
-# roof lie partly outside, and come out dark. Between 0.15 and 0.5 there is little difference, because the map has sharp edges.
+# The threshold is a share of the map's own maximum. With a high one the mask covers only a part of the house: at 0.8 the chimney lies
+# outside and keeps the source's brown. Between 0.15 and 0.5 there is little difference, because the map has sharp edges.
 # (`LocalBlend(..., exclude="tree")` would also remove the places of other words.)
 
 # %%
@@ -120,13 +120,13 @@ show(grid(lines, ["", "mask at the end"], list(CHOICES), CAPTION, notes), chosen
 
 # %% [markdown]
 # ## A mask drawn by hand, and inpainting
-# `LocalBlend(..., mask=picture)` takes a drawn mask. Here it is a box around the house of the source. Earlier editing methods used
-# a drawn mask and a new prompt, but no attention maps. They drew the inside of the mask from fresh noise (Blended Diffusion,
+# `LocalBlend(..., mask=picture)` takes a drawn mask. Here the detector draws a box around the source's house. Earlier editing methods
+# used a drawn mask and a new prompt, but no attention maps. They drew the inside of the mask from fresh noise (Blended Diffusion,
 # Avrahami et al. 2022), and what lay under the mask was lost. "Inpainting" here: the same mask, new noise, no map replaced.
 #
-# Outside the box nothing should change: PSNR compares source and edit there (in dB, higher is better). The swap alone changes it
-# most. With a blend the background stays. Inside the box, layout is the correlation of the edges with the source's (1: the same
-# outlines). Inpainting draws another house, so layout is low.
+# Outside the box nothing should change: PSNR compares source and edit there (in dB, higher is better). The swap changes it less than no
+# control does; with a blend it stays. Inpainting changes it more than a blend in the same box: see the white specks of seed 0. Inside
+# the box, layout is the correlation of the edges with the source's. Inpainting draws another house, so layout is low.
 
 # %%
 recordings += record_seeds(sd, SOURCE, chosen.seeds[1:], chosen, GUIDANCE)
@@ -144,25 +144,25 @@ table(f"red -> blue house, {SEEDS[0]} to {SEEDS[-1]}", ["mask", "PSNR outside (d
 #     edited = (S @ mapper + A * (1 - has_source)) * equalizer
 #
 # (lesson 4 explains `mapper` and `has_source`), so they combine. The token "blue" takes the map of "red". The new word "cloudy" has
-# no source and keeps its own map A. Its weight sets `equalizer` to 3 there, and the clouds grow or multiply. The blend acts after
-# each step and keeps the tree. It adds up the maps of both of its words before the threshold: clouds are left out where their
-# attention is much weaker than the house's.
+# no source and keeps its own map A. Its weight sets `equalizer` to 3 there: at seed 2 one cloud becomes two, elsewhere little changes
+# (lesson 5). The blend acts after each step and keeps the tree. It adds up the maps of both of its words before the threshold, so clouds
+# are left out where their attention is much weaker than the house's.
 
 # %%
 FAR = [SOURCE, f"{PROMPTS[1]}, cloudy"]
 swap = minip2p.Swap(sd.tokenizer, FAR)
 blend = minip2p.LocalBlend(sd.tokenizer, FAR, ["house", "cloudy"], threshold=0.5)
 cloudier, confined = (minip2p.Reweight(sd.tokenizer, FAR, {"cloudy": 3.0}, base=swap, blend=part) for part in (None, blend))
-lines = [[run(swap_inside(), recording=r), *(run(edit, FAR, r) for edit in (swap, cloudier, confined))] for r in recordings]
-lines = [[results[0].images[0], *(result.images[1] for result in results), mask_picture(results[-1])] for results in lines]
+runs = [[run(swap_inside(), recording=r), *(run(edit, FAR, r) for edit in (swap, cloudier, confined))] for r in recordings]
+lines = [[row[0].images[0], *(result.images[1] for result in row), mask_picture(row[-1])] for row in runs]
 names = ["source", "red -> blue", "and add\ncloudy", "and re-weight\ncloudy × 3", "and blend at\nhouse, cloudy", "its mask"]
 show(grid(lines, SEEDS, names, f"{FAR[0]!r} -> {FAR[1]!r}"), chosen, "05_stack")
 
 # %% [markdown]
 # ## Exercises
 # 1. Let the blend start at 0.8: swap_inside(words="house", start=0.8). Compare the difference picture with the one of 01_local.
-# 2. Give a word and a drawn mask: LocalBlend(..., words="house", mask=picture). Print `masks[-1].mean()`: which one decides?
-# 3. Swap a cat for a dog, with words=["cat", "dog"]. Why must both words be given? Leave one out and look at the mask.
+# 2. Give a word and the drawn mask, mask_picture(results["swap in the box"][0]), to one LocalBlend. Which one decides?
+# 3. Swap a cat for a dog, with words=["cat", "dog"]. What does each word add to the mask? When would it matter?
 
 # %%
 result = sd.generate(FAR, seed=SEED, steps=STEPS, guidance=GUIDANCE, edit=confined, record="all", progress=False)

@@ -3,7 +3,7 @@
 You will see a given picture turned into noise and back again. Without guidance it returns, with small errors. With guidance it
 does not return, and you will measure why. Lesson 8 repairs this. About 90 seconds on two CPU cores.
 
-    make lesson7            with other settings: make lesson7 STEPS=50 SEEDS=8
+    make lesson7            # with other settings: make lesson7 STEPS=50 SEEDS=8
 """
 
 # %%
@@ -49,7 +49,7 @@ def predict(z, t, a, cond, guidance):
 def to_noise(z, cond, steps, guidance=1):
     """Clean latents (B, 4, h, w) -> the latents of every step, the noise last, and the eps of every step."""
     pivot, noises = [z], []
-    for t, a, a_next in reversed(sd.schedule.levels(steps)):
+    for t, a, a_next in reversed(sd.schedule.levels(steps)):  # named for sampling: here from a_next (cleaner) to a (noisier)
         noises.append(predict(pivot[-1], t, a, cond, guidance))
         pivot.append(ddim_step(pivot[-1], noises[-1], a_next, a))
     return pivot, noises
@@ -71,9 +71,9 @@ notes, caption = [["", *(f"{psnr(made, image):.1f} dB" for made in pictures)]], 
 show(grid([[image, *pictures]], (), labels, caption, notes), chosen, "01_there_and_back")
 
 # %% [markdown]
-# PSNR measures how similar two pictures are, in dB (lesson 1). No inversion brings back what the VAE loses, so the VAE's PSNR is
-# the limit. Guidance 1 comes close to it, guidance 7.5 does not. Two checks: the library has the same latents, and with the
-# recorded eps of the inversion the way back is exact.
+# PSNR measures how similar two pictures are, in dB (lesson 1). No inversion brings back what the VAE loses, so the VAE's PSNR is the
+# limit. Guidance 1 comes close to it, guidance 7.5 does not. Two checks: the library has the same latents (its `guidance` is for later
+# sampling; it inverts at guidance 1), and with the recorded eps of the inversion the way back is exact.
 
 # %%
 inversion = minip2p.invert(sd, image, PROMPT, method="ddim", steps=STEPS, guidance=GUIDANCE, progress=False)
@@ -94,8 +94,8 @@ print(f"back with the eps of the inversion: relative error of the latents {dista
 # %% [markdown]
 # ## The number of steps
 # With more steps, neighbouring latents are more alike, so the inversion's error should fall. At guidance 1 it does. At guidance 7.5
-# the error grows with more steps, so the inversion's error cannot be its main cause. The drawings are of the toy's world, unseen in
-# training and not picked.
+# the error grows with more steps, so the inversion's error cannot be its main cause. ("from t" is the noisiest timestep: fewer steps also
+# stop at less noise.) The drawings are of the toy's world, unseen in training and not picked.
 
 # %%
 drawn = tasks(sd, len(chosen.seeds), chosen.seed)
@@ -115,9 +115,9 @@ show(curves(counts, dict(zip(columns, zip(*values.values()))), "steps", "relativ
 #
 #     eps_uncond + w (eps_cond - eps_uncond)  =  eps_cond + (w - 1) (eps_cond - eps_uncond)
 #
-# The last term is a push that inversion did not have. The papers give a second cause: guidance amplifies the small error of the
-# inversion. Pictures that the model generated at guidance 1 separate the two. Their true noise is known, and from it there is only
-# the push. The distance between what true and inverted noise give shows what guidance makes of the inversion's error.
+# The last term is a push that inversion did not have. Mokady et al. give a second cause: guidance amplifies the small error of the
+# inversion. To separate the two, we generate pictures at guidance 1, so that we know their true noise. From the true noise only the push
+# acts (first column), from the inverted noise both do (last). The middle column is how far these two results are apart.
 
 # %%
 true = torch.cat([sd.init_latents(seed) for seed in chosen.seeds])
@@ -134,13 +134,13 @@ table(f"{len(true)} generated pictures, there and back: mean relative error of t
 
 # %% [markdown]
 # The middle column is larger with guidance than without: guidance does amplify the inversion's error. But the first column, which has
-# no such error, is larger still. (Both together are not their sum: the two may point in different directions.) A perfect inversion
-# would not return to the picture at guidance 7.5 either. Inverting at 7.5 as well (last row) does not help.
+# no such error, is larger still. (The last is not their sum, and even smaller than the first: the error partly cancels the push.) A perfect
+# inversion would not return to the picture at guidance 7.5 either. Inverting at 7.5 as well (last row) does not help.
 #
 # ## An edit straight after the inversion
-# The first object of each caption becomes another one, by the swap of lesson 3. Success means that the detector finds the new object
-# and not the old one. At guidance 1 source and background are kept best, but only 50 % of the edits succeed. At guidance 5 all
-# succeed, but in the first two rows on pictures that are no longer the given ones.
+# The first object of each caption becomes another one, by the swap of lesson 3: a flower a tree, a cat a dog, a dog a cat, a house a
+# castle. Success means that the detector finds the new object and not the old one. At guidance 1 source and background are kept best,
+# but only 50 % of the edits succeed. At guidance 5 all do, but in the first two rows on pictures that are no longer the given ones.
 
 # %%
 rows, sheet = edits_after_ddim(sd, detect, drawn, STEPS, (1, 5))
@@ -150,9 +150,9 @@ show(grid(sheet[:4], (), labels, f"Swaps straight after DDIM inversion, {STEPS} 
 
 # %% [markdown]
 # ## Unusual pictures
-# Guidance pushes towards what the words usually look like. Four usual pictures have unusual twins, picked for this: a black cat, a
-# house upside down, a huge ball, and a castle on a cat. At guidance 7.5 the house stands up, ball and castle are gone, and the black
-# cat has red spots. Each twin then comes back less exactly than its usual picture, the ball by far, the others a little.
+# Guidance pushes towards what the words usually look like. Four usual pictures have unusual twins, picked for this: a black cat, a house
+# upside down, a huge ball, a castle on a cat. At 7.5 the house stands up, ball and castle are gone, the black cat has red spots. Each twin
+# comes back less exactly: the ball by far, the house clearly, the others a little (the last row's usual picture is lost as well).
 
 # %%
 rows, sheet = unusual(sd, STEPS, (1, GUIDANCE))

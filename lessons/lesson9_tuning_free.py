@@ -2,9 +2,9 @@
 
 You will see four ways from a picture to its edit: DDIM inversion alone, null-text, negative-prompt and direct inversion. The
 last two optimise nothing; each adds or changes one line. Then a table compares quality and cost on eight drawings (twice as
-many as SEEDS). About 150 seconds on two CPU cores, most of them for null-text.
+many as SEEDS). About 150 seconds on two CPU cores; of the inversions, null-text takes most.
 
-    make lesson9            with other settings: make lesson9 STEPS=50 SEEDS=8
+    make lesson9            # with other settings: make lesson9 STEPS=50 SEEDS=8
 """
 
 # %%
@@ -74,7 +74,8 @@ for method in ("negative-prompt", "direct"):
 # %% [markdown]
 # ## At any guidance
 # The source's PSNR for the inversions of this picture, sampled at other guidances. With DDIM alone it falls. With the other two
-# methods it stays where it is, because w multiplies zero, or because the source is put back.
+# methods it stays where it is, because w multiplies zero, or because the source is put back. (The source is not the edit: in the first
+# figure negative-prompt's dog is red, though the cat is orange. The prompt names no colour.)
 
 # %%
 guidances, lines = [1, 2, 3, 5, 7.5], {}
@@ -114,14 +115,16 @@ show(grid(sheet, (), labels, f"The first drawings of the table, {STEPS} steps, g
 
 # %% [markdown]
 # All three methods bring every source back, direct inversion to the VAE's limit by construction. The edit's background is kept best by
-# null-text and negative-prompt, and there all edits succeed. Direct inversion lies between these and DDIM in background. It leaves
-# the target alone, and some of its edits fail: see the first and the last drawing. Null-text takes many times the network evaluations
-# of the others.
+# null-text and negative-prompt, and there all edits succeed. Success asks neither for place nor for colour: in the first row they put
+# the tree where the car was, and in the fourth their purple castle is partly white. Direct inversion lies between these and DDIM in
+# background. It does not correct the target, and two of its eight edits fail: in the first row a second car replaces the flower, in the
+# fourth the house stays. Null-text takes many times the network evaluations of the others. (Lesson 7 lists the first four swaps.)
 #
-# ## Why the source prompt is enough
-# Guidance leads away from the pivot by (w - 1) (eps(C) - eps(N)), see lesson 7. Null-text lets sampling return by moving eps(N)
-# towards eps(C), and at the same time corrects what earlier steps missed. Negative-prompt inversion goes all the way: it puts
-# N = C. The next line says how much of that way null-text leaves: most of it, on the toy.
+# ## Does null-text go towards the source prompt?
+# Guidance leads away from the pivot by (w - 1) (eps(C) - eps(N)), see lesson 7. Negative-prompt inversion puts N = C, and nothing is left
+# of this push for the source. One might expect null-text to move eps(N) towards eps(C) as well. On the toy it hardly does: the next line
+# says how much of the distance it leaves. Its source returns all the same, so it must mainly correct, at each step, what earlier steps
+# missed. (We have not measured this separately.)
 
 # %%
 shares = [remaining(sd, row["null-text"].inversion) for row in outcomes]

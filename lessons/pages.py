@@ -1,7 +1,7 @@
 """Writes each lesson with its outputs as a page to read without running it: python -m lessons.pages [NUMBER ...]
 
 A lesson is a script of cells: `# %% [markdown]` begins prose, `# %%` begins code. This program runs the code cells in order and
-writes lessons/pages/lessonN.md: prose, code, printed text, and the figures as small palette PNGs. The script is the only source.
+writes lessons/pages/lessonN.md: prose, code, printed text, and the figures as small pictures. The script is the only source.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from minip2p.save import write_whole
@@ -18,6 +19,7 @@ from minip2p.save import write_whole
 LESSONS = Path(__file__).resolve().parent
 PAGES = LESSONS / "pages"
 WIDTH, COLOURS = 900, 96  # of a figure on a page: pixels, and colours of its palette
+WRONG, OFTEN = 25, 0.05  # a palette that moves more than this share of the pixels by more than so much of 255 is not used
 SHOWN = re.compile(r"^-> (.+)$", re.MULTILINE)
 
 
@@ -69,9 +71,20 @@ def outputs(printed: str, figures: Path) -> list[str]:
         picture = Image.open(path).convert("RGB")
         if picture.width > WIDTH:
             picture = picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)), Image.Resampling.LANCZOS)
-        picture.quantize(COLOURS, dither=Image.Dither.NONE).save(figures / path.name, optimize=True)
-        parts.append(f"![{path.stem}]({figures.name}/{path.name})")
+        parts.append(f"![{path.stem}]({figures.name}/{save_small(picture, figures / path.name).name})")
     return parts
+
+
+def save_small(picture: Image.Image, path: Path) -> Path:
+    """Writes a PNG with a palette, or a WebP where the palette would change the colours of too many pixels. Returns its path."""
+    palette = picture.quantize(COLOURS, dither=Image.Dither.NONE)
+    error = np.abs(np.asarray(palette.convert("RGB"), int) - np.asarray(picture, int)).max(-1)
+    if (error > WRONG).mean() > OFTEN:
+        path = path.with_suffix(".webp")
+        picture.save(path, quality=50, method=6)
+    else:
+        palette.save(path, optimize=True)
+    return path
 
 
 def main() -> None:

@@ -8,11 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from lessons.common import load, settings
-from lessons.pages import PAGES, cells_of
+from lessons.pages import PAGES, cells_of, save_small
 
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = sorted(path.stem for path in (ROOT / "lessons").glob("lesson*.py"))
@@ -185,5 +186,17 @@ def test_weights_of_lesson_5_go_the_right_way():
     assert max(rows["red"].values()) - min(rows["red"].values()) < 0.03
 
 
+def test_a_figure_on_a_page_has_the_lesson_s_colours(tmp_path):
+    """A chart keeps its few colours as a PNG. A palette would falsify a picture of many colours, so that becomes a WebP."""
+    chart = Image.new("RGB", (64, 64), "white")
+    chart.paste((200, 30, 30), (8, 8, 40, 40))
+    across, down = np.meshgrid(np.arange(256), np.arange(256))
+    many = Image.fromarray(np.stack([across, down, 255 - across // 2 - down // 2], -1).astype(np.uint8))
+    for picture, suffix in ((chart, ".png"), (many, ".webp")):
+        saved = save_small(picture, tmp_path / "figure.png")
+        shown = np.asarray(Image.open(saved).convert("RGB"), int)
+        assert saved.suffix == suffix and np.abs(shown - np.asarray(picture, int)).mean() < 4
+
+
 def test_pages_together_are_small():
-    assert sum(path.stat().st_size for path in PAGES.rglob("*.png")) < 3_000_000
+    assert sum(path.stat().st_size for path in PAGES.glob("*/*")) < 3_000_000
