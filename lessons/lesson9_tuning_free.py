@@ -80,7 +80,7 @@ for method in ("negative-prompt", "direct"):
 # %%
 guidances, lines = [1, 2, 3, 5, 7.5], {}
 for name, run in runs.items():
-    made = [sd.generate(PROMPT, inversion=replace(run, guidance=w), progress=False).images[0] for w in guidances]
+    made = [sd.generate(PROMPT, inversion=run, guidance=w, progress=False).images[0] for w in guidances]
     lines[name] = [psnr(source, image) for source in made]
 show(curves(guidances, lines, "guidance", "PSNR of the source, dB", f"{PROMPT!r}, {STEPS} steps"), chosen, "02_guidance")
 

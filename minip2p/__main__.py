@@ -23,6 +23,7 @@ from minip2p.save import writable, write_whole
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 FIGURES = (".png", ".pdf", ".svg")
+WINDOWS = ("cross_replace_steps", "self_replace_steps")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -149,12 +150,12 @@ def make_edit(sd: StableDiffusion, args: Namespace, prompts: list[str]) -> Edit:
         if word in weights:
             raise PromptError(f"--reweight gives {word!r} two weights, {weights[word]:g} and {weight:g}: leave out one of them")
         weights[word] = weight
-    windows = (args.cross_replace_steps, args.self_replace_steps)
+    windows = {name: getattr(args, name) for name in WINDOWS if getattr(args, name) is not None}
     if all(target == prompts[0] for target in prompts[1:]) and weights and not args.swap and not args.add:
         print(f"edit: {describe(weights)}")
-        return Reweight(sd.tokenizer, prompts, weights, None, *windows, blend)
+        return Reweight(sd.tokenizer, prompts, weights, blend=blend, **windows)
     swap = args.swap or not args.add and all(is_swap(sd.tokenizer, prompts[0], target) for target in prompts[1:])
-    change = (Swap if swap else Add)(sd.tokenizer, prompts, *windows, blend)
+    change = (Swap if swap else Add)(sd.tokenizer, prompts, blend=blend, **windows)
     print(f"edit: {', '.join(filter(None, ['swap' if swap else 'add', describe(weights)]))}")
     return Reweight(sd.tokenizer, prompts, weights, base=change) if weights else change
 
@@ -181,10 +182,10 @@ def check_seed(args: Namespace, file: str | None) -> None:
 
 def refuse_edit_options(args: Namespace) -> None:
     """RequestError for an option of an edit where there is no target."""
-    given = {name: getattr(args, name) for name in ("swap", "add", "reweight", "blend", "inversion", "recording")}
-    for name, value in given.items():
-        if value:
-            raise RequestError(f"--{name} needs an edit and there is one prompt: give a target prompt too")
+    given = [name for name in ("swap", "add", "reweight", "blend", "inversion", "recording") if getattr(args, name)]
+    given += [name for name in WINDOWS if getattr(args, name) is not None]
+    if given:
+        raise RequestError(f"--{given[0].replace('_', '-')} needs an edit and there is one prompt: give a target prompt too")
 
 
 def load(args: Namespace) -> StableDiffusion:
@@ -206,8 +207,6 @@ def save_pictures(path: Path, pictures: list[Image.Image], zoom: int | None) -> 
     """Writes the pictures side by side, enlarged by a whole number; by default small ones to at least 256 pixels a side."""
     sheet = side_by_side(pictures)
     zoom = max(1, -(-SMALLEST // min(pictures[0].size))) if zoom is None else zoom
-    if zoom < 1:
-        raise RequestError(f"--zoom is {zoom}: give a whole number from 1 up")
     write_whole(path, sheet.resize((sheet.width * zoom, sheet.height * zoom), Image.Resampling.NEAREST).save)
 
 

@@ -23,7 +23,7 @@ class Site:
     place: str  # "down", "mid" or "up"
     height: int
     width: int
-    low_resolution: bool = True  # at most 16 x 16, or a quarter of the latent's side if that is larger: see `UNet.sites`
+    low_resolution: bool = True  # whether the maps hold the layout and not the details, see `Attention.site`
 
 
 class AttentionEdit:
@@ -41,7 +41,7 @@ class AttentionEdit:
         return self
 
     def at(self, step: int, steps: int) -> "AttentionEdit":
-        """The same edit at one step, counted from 0; step 0 begins a new run."""
+        """The same edit at one step, counted from 0; step 0 begins a new run. Called in order; an edit with a state returns self."""
         return self
 
     def wants(self, site: Site) -> bool:
@@ -70,7 +70,10 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])  # a list because the checkpoint says to_out.0
 
     def site(self, height: int, width: int) -> Site:
-        """This layer at a feature map of height x width; the latent is 2^level times as high and as wide."""
+        """This layer at a feature map of height x width; the latent is 2^level times as high and as wide.
+
+        Low resolution is at most 16 x 16 (the authors' limit at 512 x 512) or a quarter of the latent's side, and the coarsest.
+        """
         kind = "cross" if self.name.endswith("attn2") else "self"
         quarter = (height << self.level) * (width << self.level) // 16
         low_resolution = self.coarsest or height * width <= max(16 * 16, quarter)
@@ -91,7 +94,8 @@ class Attention(nn.Module):
             # materialised. They are float32, because the scores of some models exceed float16's range.
             n, scale = n_uncond, q.shape[-1] ** -0.5
             attn = (q[n:].float() * scale @ k[n:].float().transpose(-1, -2)).softmax(-1)  # (prompts, H, P, T)
-            attn = check_edited(edit(attn, site), attn, site)  # <-- the seam: every edit of attention happens in this line
+            edited = edit(attn, site)  # <-- the seam: every edit of attention happens in this line
+            attn = check_edited(edited, attn, site)
             out = attn.to(v.dtype) @ v[n:]
             out = torch.cat([F.scaled_dot_product_attention(q[:n], k[:n], v[:n]), out]) if n else out
         return self.to_out[0](out.transpose(1, 2).flatten(2))

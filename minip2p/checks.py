@@ -71,14 +71,6 @@ def check_size(size: int | tuple[int, int], unit: int) -> tuple[int, int]:
     return int(size[0]), int(size[1])
 
 
-def check_latents(latents: Tensor, prompts: int, channels: int) -> Tensor:
-    """(1, 4, h, w), or one latent for each prompt."""
-    shape = tuple(getattr(latents, "shape", ()))
-    if not isinstance(latents, Tensor) or len(shape) != 4 or shape[0] not in (1, prompts) or shape[1] != channels:
-        raise RequestError(f"latents have shape {shape}: give a tensor (1, {channels}, h, w), or ({prompts}, {channels}, h, w)")
-    return latents
-
-
 # ---------------------------------------------------------------- prompts and edits
 
 
@@ -95,8 +87,8 @@ def check_prompts(
     return prompts
 
 
-def check_edit_prompts(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> tuple[str, ...]:
-    """The prompts of an edit: a source and at least one target, none of them empty."""
+def check_edit_prompts(tokenizer: CLIPTokenizer, prompts: Sequence[str], same: bool = True) -> tuple[str, ...]:
+    """The prompts of an edit: a source and at least one target; no target is empty or, unless `same`, the source prompt."""
     if isinstance(prompts, str) or not isinstance(prompts, Sequence) or len(prompts) < 2:
         raise PromptError(
             f"the prompts of an edit are {prompts!r}: give a list of them, the source first and at least one target"
@@ -104,6 +96,8 @@ def check_edit_prompts(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> tupl
     prompts = tuple(tokenizer.check(prompt) for prompt in prompts)
     if not all(prompt.strip() for prompt in prompts[1:]):
         raise PromptError("a target prompt of the edit is empty: say what the edited picture shows")
+    if not same and prompts[0] in prompts[1:]:
+        raise PromptError(f"a target is the source prompt {prompts[0]!r}: change a word, or give a word another weight (Reweight)")
     return prompts
 
 
@@ -123,6 +117,15 @@ def word_positions(tokenizer: CLIPTokenizer, prompts: Sequence[str], word: str) 
         listing = "; ".join(tokenizer.listing(prompt) for prompt in prompts)
         raise PromptError(f"{word!r} is in none of the prompts {list(prompts)}: use one of their words: {listing}")
     return found
+
+
+def check_rows(attn: Tensor, prompts: Sequence[str]) -> None:
+    """RequestError unless there is one row of maps for each prompt of an edit."""
+    if len(attn) != len(prompts):
+        raise RequestError(
+            f"the edit is of {len(prompts)} prompts and received the maps of {len(attn)}: give the UNet these prompts, and n_uncond "
+            "if unconditional rows stand before them"
+        )
 
 
 def check_edited(edited: Tensor, attn: Tensor, site) -> Tensor:

@@ -10,7 +10,7 @@ from minip2p.errors import RequestError
 
 
 class FunctionEdit(AttentionEdit):
-    """A plain function (attn, site) -> attn as an edit. Methods of the interface that a callable object has are used too."""
+    """A plain function (attn, site) -> attn as an edit. A callable object's own `at`, `wants` and `after_step` are used too."""
 
     def __init__(self, function: Callable[[Tensor, Site], Tensor]):
         self.function = function
@@ -18,7 +18,7 @@ class FunctionEdit(AttentionEdit):
         self.after_step = getattr(function, "after_step", super().after_step)
 
     def at(self, step: int, steps: int) -> AttentionEdit:
-        return as_edit(self.function.at(step, steps)) if hasattr(self.function, "at") else self
+        return at_step(self.function, step, steps) if hasattr(self.function, "at") else self
 
     def __call__(self, attn: Tensor, site: Site) -> Tensor:
         return self.function(attn, site)
@@ -39,7 +39,7 @@ class Chain(AttentionEdit):
         return Chain([edit.prepare(device, fit_mask) for edit in self.edits])
 
     def at(self, step: int, steps: int) -> AttentionEdit:
-        return Chain([edit.at(step, steps) for edit in self.edits])
+        return Chain([at_step(edit, step, steps) for edit in self.edits])
 
     def wants(self, site: Site) -> bool:
         self.users[site] = [edit for edit in self.edits if edit.wants(site)]
@@ -56,9 +56,12 @@ class Chain(AttentionEdit):
         return latents
 
 
-def chain(edits: Sequence[AttentionEdit]) -> AttentionEdit:
-    """The edits as one."""
-    return edits[0] if len(edits) == 1 else Chain(edits)
+def at_step(edit, step: int, steps: int) -> AttentionEdit:
+    """What the edit's method `at` returns. RequestError if it forgot to return anything: the edit would silently do nothing."""
+    found = edit.at(step, steps)
+    if found is None:
+        raise RequestError("the edit's method at(step, steps) returned None: return the edit for this step, often self")
+    return as_edit(found)
 
 
 def as_edit(edit: AttentionEdit | Callable | None) -> AttentionEdit:

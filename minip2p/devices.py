@@ -40,4 +40,4 @@ def advice(dtype: torch.dtype) -> str:
     """What to do when a network's output in this dtype is not finite."""
     if dtype == torch.float16:
         return "float16 ends at 65504, so load the model with dtype bfloat16 or float32"
-    return "float16 would not help; look for nan or inf in the weights, in the latents given, or in what your edit returns"
+    return "look for nan or inf in the weights, in the latents given, or in what your edit returns"

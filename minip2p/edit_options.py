@@ -78,14 +78,6 @@ def check_same_prompts(edit, name: str, prompts: tuple[str, ...]):
     return edit
 
 
-def check_changed(tokenizer: CLIPTokenizer, prompts: list[str]) -> tuple[str, ...]:
-    """The prompts; PromptError if a target is the source prompt, so that there is nothing to swap or add."""
-    source, *targets = prompts = check_edit_prompts(tokenizer, prompts)
-    if source in targets:
-        raise PromptError(f"a target is the source prompt {source!r}: change a word, or give a word another weight (Reweight)")
-    return prompts
-
-
 def is_swap(tokenizer: CLIPTokenizer, source: str, target: str) -> bool:
     """True if `target` clearly is `source` with words swapped; False if words are added, dropped or moved.
 

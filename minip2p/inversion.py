@@ -7,7 +7,6 @@ noise with guidance does not return to the picture. There are three remedies:
 "direct" (Ju et al. 2023, arXiv 2310.01506): put the source's latents back on the inverted trajectory after every step.
 """
 
-import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +22,9 @@ from minip2p.attention import AttentionEdit
 from minip2p.checks import brief, check_numbers, check_prompts, is_number, is_whole, plain_torch
 from minip2p.compose import Chain
 from minip2p.errors import RequestError
-from minip2p.images import Crop, open_image, upright
+from minip2p.images import Crop, check_crop, open_image, upright
 from minip2p.pipeline import GUIDANCE, STEPS, StableDiffusion
-from minip2p.saved import SavedRun, read_cut
+from minip2p.saved import SavedRun
 from minip2p.scheduler import ddim_step
 
 METHODS = ("ddim", "null-text", "negative-prompt", "direct")
@@ -46,7 +45,6 @@ class Inversion(SavedRun):
     steps: int
     guidance: float
     cut: dict
-    image: str  # SHA-256 of the RGB bytes of the fitted picture
     dtype: str
     nfe: int  # network evaluations; null-text's backward passes are not counted, see `losses`
     losses: tuple[tuple[float, ...], ...] | None  # null-text: per step, the loss before each update and after the last
@@ -66,22 +64,18 @@ class Inversion(SavedRun):
     def around(self, edit: AttentionEdit) -> AttentionEdit:
         return Chain([Pivot(self.latents.flip(0)), edit]) if self.method == "direct" else edit
 
-    def check(self, fingerprint: Tensor, dtype: torch.dtype, negative: str | None = None, **asked) -> None:
+    def check(self, fingerprint: Tensor, dtype: torch.dtype, negative=None, guidance=None, **asked) -> None:
+        """As in SavedRun, but only null-text is bound to its guidance, and an inversion has no negative prompt of its own."""
         if negative and self.uncond is not None:
             raise RequestError(
                 f"negative is {negative!r}, and the {self.method} inversion uses an unconditional embedding of its own: leave it out"
             )
-        super().check(fingerprint, dtype, **asked)
-
-    def to_file(self) -> tuple[dict[str, Tensor], dict]:
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return tensors, {name: value for name, value in vars(self).items() if name not in tensors and name != "uncond"}
+        super().check(fingerprint, dtype, **asked, guidance=guidance if self.method == "null-text" else None)
 
     @classmethod
     def from_file(cls, tensors: dict[str, Tensor], values: dict) -> "Inversion":
-        values["cut"] = read_cut(values["cut"])
         values["losses"] = values["losses"] and tuple(map(tuple, values["losses"]))
-        loaded = cls(**{"uncond": None} | tensors | values)
+        loaded = cls(**tensors, **values)
         rows = {"null-text": loaded.steps, "negative-prompt": 1}.get(loaded.method, 0)
         if len(loaded.latents) != loaded.steps + 1 or rows != (0 if loaded.uncond is None else len(loaded.uncond)):
             raise ValueError
@@ -124,7 +118,7 @@ def invert(
     """A picture (a Pillow image or a path) that `prompt` describes -> the Inversion from which `sd.generate` edits it.
 
     method: "ddim", "null-text", "negative-prompt" or "direct". guidance: that of the later generation; the inversion itself
-    runs at guidance 1. inner_steps, lr: of null-text's optimiser, as published for 50 steps. size, as in `generate`: the
+    runs at guidance 1, and only null-text is bound to it. inner_steps, lr: of null-text's optimiser, as published for 50 steps. size, as in `generate`: the
     picture is resized to it and its longer side is cut at both ends. crop: (left, top, right, bottom) in the picture's own
     pixels, cut out first. checkpointing: null-text with less memory and more time, see `UNet.forward`.
     """
@@ -149,9 +143,9 @@ def invert(
         if method == "negative-prompt":
             uncond = cond.float()
         weights = sd.fingerprint()
-    cut = {"size": size, "picture": original.size, "crop": crop and tuple(crop)}
-    digest, dtype = hashlib.sha256(picture.tobytes()).hexdigest(), str(sd.dtype).removeprefix("torch.")
-    return Inversion(latents, uncond, weights, prompt, method, steps, guidance, cut, digest, dtype, nfe, losses)
+    cut = {"size": size, "picture": original.size, "crop": None if crop is None else check_crop(crop, original.size)}
+    dtype = str(sd.dtype).removeprefix("torch.")
+    return Inversion(latents, uncond, weights, prompt, method, steps, guidance, cut, dtype, nfe, losses)
 
 
 def ddim_inversion(sd: StableDiffusion, z: Tensor, cond: Tensor, steps: int, progress: bool = True) -> Tensor:

@@ -26,8 +26,8 @@ class LocalBlend(AttentionEdit):
     words: a word or phrase or a list of them, each looked up in every prompt that has it; or one such list per prompt.
     exclude: words, given likewise, whose places stay as in the source. start: the share of the steps before the blend begins.
     threshold: the share of a map's maximum above which a pixel belongs to the mask. mask: a picture or array (height, width)
-    of any size, above half of white where the picture may change; without `words` it alone decides. With an inversion it
-    refers to the picture that was given to `invert`, and is cropped with it.
+    of any size, stretched over the generated picture, above half of white where that may change; without `words` it alone
+    decides. With an inversion it refers to the picture that was given to `invert`, and is cropped with it.
     """
 
     def __init__(
@@ -136,5 +136,7 @@ def read_mask(mask) -> Tensor:
         raise RequestError(f"the local blend's mask is {brief(mask)}: give a grey picture or an array (height, width)") from None
     if array.ndim != 2 or not array.size:
         raise RequestError(f"the local blend's mask has shape {array.shape}: give a grey picture or an array (height, width)")
+    if not array.max() <= 255:  # also for nan
+        raise RequestError(f"the local blend's mask has values up to {array.max():g}: scale them to 0 to 1, or to 0 to 255")
     # A resized mask may exceed 1 a little, and a mask whose white is 255 exceeds 2.
     return torch.tensor(array > (127.5 if array.max() > 2 else 0.5), dtype=torch.float32, device="cpu")[None, None]

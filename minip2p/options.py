@@ -100,7 +100,14 @@ def add_sampling(added: argparse.ArgumentParser, output: str, saved: str = "", s
 
 def add_zoom(added: argparse.ArgumentParser) -> None:
     """How many times pictures are enlarged."""
-    added.add_argument("--zoom", type=int, metavar="N", help=f"enlarge pictures N times (default: to {SMALLEST} pixels a side)")
+    added.add_argument("--zoom", type=times, metavar="N", help=f"enlarge pictures N times (default: to {SMALLEST} pixels a side)")
+
+
+def times(text: str) -> int:
+    """A whole number from 1 up."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 up")
+    return int(text)
 
 
 def add_edit(added: argparse.ArgumentParser, targets: str) -> None:
@@ -115,7 +122,7 @@ def add_edit(added: argparse.ArgumentParser, targets: str) -> None:
     )
     for name, default, maps in (("cross", CROSS, "word maps"), ("self", SELF, "self-attention")):
         added.add_argument(
-            f"--{name}-replace-steps", type=float, default=default, metavar="SHARE",
+            f"--{name}-replace-steps", type=float, metavar="SHARE",
             help=f"the share of the steps with the source's {maps} (default: {default})",
         )  # fmt: skip
     added.add_argument("--blend", metavar="WORD[,WORD]", help="change the picture only where these words are attended to")

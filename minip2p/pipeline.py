@@ -14,11 +14,12 @@ from tqdm import tqdm
 from minip2p import checkpoint
 from minip2p.attention import AttentionEdit
 from minip2p.attention_store import AttentionStore, Maps
-from minip2p.checks import check_latents, check_numbers, check_prompts, check_size, plain_torch
+from minip2p.checks import check_numbers, check_prompts, check_size, plain_torch
 from minip2p.clip import TextEncoder
-from minip2p.compose import as_edit, chain
+from minip2p.compose import Chain, as_edit, at_step
 from minip2p.devices import advice, pick_device, pick_dtype
 from minip2p.errors import RequestError
+from minip2p.images import to_rgb
 from minip2p.recording import Recording, map_bytes
 from minip2p.result import Result
 from minip2p.saved import SavedRun, fingerprint, given_run
@@ -81,7 +82,7 @@ class StableDiffusion:
         if not isinstance(image, Image.Image):
             raise RequestError(f"the image is a {type(image).__name__}: open it first; images.open_image also resizes it")
         self.check_size((image.height, image.width))
-        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]
+        pixels = torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)[None]
         latents = self.vae.encode((pixels.float() / 127.5 - 1).to(self.device, self.dtype))
         self.check_finite(latents, "the VAE's encoder")
         return latents.float() * self.vae.config.scaling_factor
@@ -116,10 +117,11 @@ class StableDiffusion:
         steps and guidance: 50 and 7.5, or those of the inversion or recording. edit: a Swap, Add or Reweight of these prompts
         (prompts[0] is the source), another AttentionEdit, or a function (attn, site) -> attn. inversion: of a picture, made by
         `invert`; prompts[0] is the prompt it was inverted with. recording: of prompts[0], made by `record`; only the other
-        prompts are run. latents: the noise to start from, (1 or B, 4, h, w). size: a side or (height, width) in pixels.
-        record: True keeps all cross-attention maps; "all" also keeps the maps before the edit and every predicted x0.
+        prompts are run. latents: the noise to start from, (1 or B, 4, h, w). negative: a prompt to guide away from, in place of
+        the empty one. size: a side or (height, width) in pixels. record: True keeps all cross-attention maps; "all" also keeps
+        the maps before the edit. progress: a bar on stderr, if the run takes longer than two seconds.
         """
-        edit = as_edit(edit)
+        given, edit = edit, as_edit(edit)
         prompts = check_prompts(self.tokenizer, prompts, edit.prompts)
         saved = self.check_saved(inversion, recording, prompts, steps, guidance, negative, latents, seed)
         steps, guidance = defaults(steps, guidance, saved)
@@ -129,8 +131,12 @@ class StableDiffusion:
         with plain_torch(self.device):
             start = self.first_latents(saved, latents, seed, size, len(prompts))
             own, kept = AttentionStore(), AttentionStore()
-            edit = chain([own] * (record == "all") + [edit] + [kept] * bool(record))
-            edit = (edit if saved is None else saved.around(edit)).prepare(self.device, None if saved is None else saved.fit_mask)
+            if record:
+                edit = Chain([own, edit, kept] if record == "all" else [edit, kept])
+            if saved is None:
+                edit = edit.prepare(self.device)
+            else:
+                edit = saved.around(edit).prepare(self.device, saved.fit_mask)
             cond = self.encode_text(prompts if saved is None else saved.prompts_to_run(prompts))
             uncond = self.uncond(saved, negative, steps)
 
@@ -147,9 +153,8 @@ class StableDiffusion:
         maps = Maps(self.tokenizer, prompts, kept.maps) if record else None
         own_maps = Maps(self.tokenizer, prompts, own.maps) if record == "all" else None
         masks = torch.stack(list(edit.masks)) if len(edit.masks) else None
-        x0 = x0 if record == "all" else None
         seed = seed if saved is None and latents is None else None
-        return Result(images, trajectory[-1], start, trajectory, prompts, steps, guidance, seed, maps, own_maps, x0, masks)
+        return Result(images, trajectory[-1], start, trajectory, x0, prompts, steps, guidance, seed, given, maps, own_maps, masks)
 
     def denoise(
         self, z: Tensor, cond: Tensor, uncond: Tensor, guidance: float, edit: AttentionEdit, progress: bool = True
@@ -161,7 +166,7 @@ class StableDiffusion:
         """
         levels = self.schedule.levels(len(uncond))
         for i, (t, a, a_next) in enumerate(tqdm(levels, disable=not progress, delay=2, leave=False)):
-            step_edit = edit.at(i, len(levels))
+            step_edit = at_step(edit, i, len(levels))
             if guidance == 1:  # eps_uncond would cancel
                 eps = self.schedule.to_eps(self.unet(z.to(self.dtype), t, cond, step_edit), z, a)
             else:
@@ -198,7 +203,7 @@ class StableDiffusion:
             print(f"recording {prompt!r}: {megabytes:,.0f} MB of maps", file=sys.stderr)
         store = AttentionStore(full=True)
         options = {"inversion": inversion, "latents": latents, "negative": negative, "size": size, "progress": progress}
-        result = self.generate(prompt, seed, steps, guidance, store, record="all", **options)
+        result = self.generate(prompt, seed, steps, guidance, store, **options)
         with plain_torch(self.device):
             uncond = self.uncond(saved, negative, result.steps).float()
         return Recording(
@@ -245,7 +250,9 @@ class StableDiffusion:
 
     def check_latents(self, latents: Tensor, prompts: int, size: int | tuple[int, int] | None = None) -> Tensor:
         """The latents on the device in float32; RequestError unless the UNet can downsample them."""
-        check_latents(latents, prompts, self.unet.config.in_channels)
+        shape, channels = tuple(getattr(latents, "shape", ())), self.unet.config.in_channels
+        if not isinstance(latents, Tensor) or len(shape) != 4 or shape[0] not in (1, prompts) or shape[1] != channels:
+            raise RequestError(f"latents have shape {shape}: give a tensor (1, {channels}, h, w), or ({prompts}, {channels}, h, w)")
         height, width = self.check_size(tuple(side * self.vae.config.factor for side in latents.shape[-2:]))
         if size is not None and self.check_size(size) != (height, width):
             raise RequestError(f"size is {size} and the latents are those of a picture {height} x {width}: leave one of them out")

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from minip2p.attention import AttentionEdit, Site
+from minip2p.compose import at_step
 from minip2p.errors import RequestError
-from minip2p.saved import SavedRun, read_cut
+from minip2p.saved import SavedRun
 from minip2p.unet import UNet
 
 
@@ -59,16 +60,15 @@ class Recording(SavedRun):
         return Recording(**vars(self) | moved | {"maps": {site: maps.to(device) for site, maps in self.maps.items()}})
 
     def to_file(self) -> tuple[dict[str, Tensor], dict]:
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        values = {name: value for name, value in vars(self).items() if name not in tensors and name != "maps"}
-        tensors |= {f"maps.{site.name}": maps for site, maps in self.maps.items()}
-        return tensors, values | {"sites": [asdict(site) for site in self.maps]}
+        tensors, values = super().to_file()
+        maps = values.pop("maps")
+        tensors |= {f"maps.{site.name}": of_site for site, of_site in maps.items()}
+        return tensors, values | {"sites": [asdict(site) for site in maps]}
 
     @classmethod
     def from_file(cls, tensors: dict[str, Tensor], values: dict) -> "Recording":
         sites = [Site(**site) for site in values.pop("sites")]
         maps = {site: tensors.pop(f"maps.{site.name}") for site in sites}
-        values["cut"] = read_cut(values["cut"])
         loaded = cls(maps=maps, **tensors, **values)
         if len(loaded.latents) != loaded.steps + 1 or any(len(of_site) != loaded.steps for of_site in maps.values()):
             raise ValueError
@@ -89,7 +89,7 @@ class Replay(AttentionEdit):
         return Replay(self.recording.to(device), self.edit.prepare(device, fit_mask))
 
     def at(self, step: int, steps: int) -> "Replay":
-        return Replay(self.recording, self.edit.at(step, steps), step)
+        return Replay(self.recording, at_step(self.edit, step, steps), step)
 
     def wants(self, site: Site) -> bool:
         return self.edit.wants(site)

@@ -1,12 +1,13 @@
 """What `generate` returns, and pictures side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 
 from PIL import Image
 from torch import Tensor
 
+from minip2p.attention import AttentionEdit
 from minip2p.attention_store import Maps
 
 
@@ -18,13 +19,14 @@ class Result:
     latents: Tensor  # (B, 4, h, w), of the pictures
     start: Tensor  # (1 or B, 4, h, w), the noise that the run began with
     trajectory: Tensor  # (steps + 1, B, 4, h, w), from the noise to the pictures
+    pred_x0: Tensor  # (steps, B, 4, h, w), the clean latents that each step predicted
     prompts: tuple[str, ...]
     steps: int
     guidance: float
     seed: int | None = None  # of the noise; None if an inversion, a recording or latents brought it
+    edit: AttentionEdit | Callable | None = None  # what `generate` was given
     maps: Maps | None = None  # record=True: the cross-attention maps, after the edit
     own_maps: Maps | None = None  # record="all": the maps before the edit
-    pred_x0: Tensor | None = None  # record="all": (steps, B, 4, h, w), the clean latents that each step predicted
     masks: Tensor | None = None  # with a local blend: (steps, B - 1, 1, h, w), where the targets may differ from the source
 
     def __repr__(self) -> str:

@@ -33,16 +33,11 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
             temporary = Path(folder) / path.name
+            temporary.touch()
+            mode = temporary.stat().st_mode  # of any new file; some writers create one that only its owner may read
             write(temporary)
-            temporary.chmod(0o666 & ~umask())  # some writers create a file that only its owner may read
+            temporary.chmod(mode)
             temporary.replace(path)
     except OSError as error:
         cause = error.strerror or " ".join(str(error).split())
         raise RequestError(f"cannot write {path} ({cause}): make room, or choose another place") from None
-
-
-def umask() -> int:
-    """The permissions that new files do not get. The system only tells the mask when a new one is set."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -65,7 +65,8 @@ class SavedRun:
 
     def to_file(self) -> tuple[dict[str, Tensor], dict]:
         """The tensors by name, and the values that JSON can hold."""
-        raise NotImplementedError
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return tensors, {name: value for name, value in vars(self).items() if name not in tensors}
 
     @classmethod
     def from_file(cls, tensors: dict[str, Tensor], values: dict) -> "SavedRun":
@@ -98,7 +99,7 @@ class SavedRun:
         metadata = {type(self).__name__.lower(): json.dumps(values)}
         try:
             write_whole(path, lambda file: save_file(tensors, file, metadata))
-        except (OSError, SafetensorError) as error:
+        except SafetensorError as error:
             raise RequestError(f"cannot write {path} ({error}): make room, or choose another place") from None
 
     @classmethod
@@ -109,6 +110,8 @@ class SavedRun:
         try:
             with torch.inference_mode(False), safe_open(path, framework="pt") as file:
                 values = json.loads((file.metadata() or {})[kind])
+                # JSON has lists where Python has tuples.
+                values["cut"] = values["cut"] and {name: value and tuple(value) for name, value in values["cut"].items()}
                 return cls.from_file({name: file.get_tensor(name) for name in file.keys()}, values)
         except (OSError, SafetensorError) as error:
             cause = getattr(error, "strerror", None) or str(error).splitlines()[0]
@@ -119,27 +122,17 @@ class SavedRun:
 
 def given_run(inversion, recording, latents: Tensor | None, seed: int) -> SavedRun | None:
     """The inversion or the recording, or None. RequestError for what is neither, and for a second source of the noise."""
-    given = {kind: run for kind, run in (("inversion", inversion), ("recording", recording)) if run is not None}
-    if seed != 0 and (given or latents is not None):
-        other = next(iter(given), "latents")
-        raise RequestError(f"seed is {seed!r}, which has no effect, because the {other} bring the noise: leave one of them out")
-    if not given:
-        return None
-    if len(given) == 2:
-        raise RequestError("there are an inversion and a recording, which has its own source: leave one of them out")
-    [(kind, saved)] = given.items()
-    if not isinstance(saved, SavedRun) or type(saved).__name__.lower() != kind:
-        made_by = f"`{kind[:6].rstrip('i')}` returned"
-        raise RequestError(f"{kind} is {saved!r:.60}: give what {made_by}, or {kind.title()}.load(file)")
-    if latents is not None:
-        article = "an" if kind == "inversion" else "a"
-        raise RequestError(f"there are latents and {article} {kind}, which has its own: leave one of them out")
-    return saved
-
-
-def read_cut(values: dict | None) -> dict | None:
-    """`SavedRun.cut` from JSON, which has lists where Python has tuples."""
-    return values and {name: value and tuple(value) for name, value in values.items()}
+    sources = {"inversion": inversion, "recording": recording, "latents": latents}
+    given = [name for name, source in sources.items() if source is not None]
+    if len(given) > 1:
+        raise RequestError(f"{given[0]} and {given[1]} each bring their own noise: leave one of them out")
+    if given and seed != 0:
+        raise RequestError(f"seed is {seed!r}, which has no effect, because the noise is that of the {given[0]}: leave one of them out")
+    for kind, made_by in (("inversion", "invert"), ("recording", "record")):
+        saved = sources[kind]
+        if saved is not None and (not isinstance(saved, SavedRun) or type(saved).__name__.lower() != kind):
+            raise RequestError(f"{kind} is {saved!r:.60}: give what `{made_by}` returned, or {kind.title()}.load(file)")
+    return recording if inversion is None else inversion
 
 
 def fingerprint(networks: list[nn.Module], schedule: Schedule) -> Tensor:

@@ -171,7 +171,8 @@ class UNet(nn.Module):
         edit: reads or changes attention maps, except those of the first `n_uncond` rows of the batch. checkpointing: keep only
         the inputs of layers for the gradient and compute the rest again (Chen et al. 2016, arXiv 1604.06174).
         """
-        edit = None if edit is None else as_edit(edit)
+        edit = None if edit is None else as_edit(edit)  # for direct callers: `generate` has wrapped a plain function already
+        # run(layer, *inputs) is layer(*inputs), with checkpointing or without
         run = partial(checkpoint, use_reentrant=False, preserve_rng_state=False) if checkpointing else nn.Module.__call__
         time = timestep_embedding(t, self.config.block_out_channels[0], latents)
         time = self.time_embedding.linear_2(F.silu(self.time_embedding.linear_1(time)))
@@ -206,11 +207,7 @@ class UNet(nn.Module):
         return int(number) if place == "down_blocks" else last - int(number) if place == "up_blocks" else last
 
     def sites(self, height: int, width: int) -> list[Site]:
-        """Every attention layer in the order of the modules, with the size of its maps for a latent of height x width.
-
-        Low-resolution layers hold the layout and not the details: those of at most 16 x 16 (the authors' limit at 512 x 512)
-        or of a quarter of the latent's side where that is larger (24 x 24 at 768 x 768), and always the coarsest ones.
-        """
+        """Every attention layer in the order of the modules, with the size of its maps for a latent of height x width."""
         layers = [module for module in self.modules() if isinstance(module, Attention)]
         return [layer.site(height >> layer.level, width >> layer.level) for layer in layers]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 import minip2p
 from minip2p import AttentionEdit, Edit, LocalBlend, RequestError, Reweight, Site, Swap
 from minip2p.attention_store import AttentionStore, Maps, finest_low_resolution
-from minip2p.compose import Chain, FunctionEdit, as_edit, chain
+from minip2p.compose import Chain, FunctionEdit, as_edit
 from minip2p.unet import UNet, UNetConfig
 from tests.pipelines import difference
 
@@ -118,9 +118,29 @@ def test_what_is_no_edit_is_refused(sd, edit):
         sd.generate(PROMPTS, edit=edit, **SMALL)
 
 
+class Forgetful:
+    def at(self, step, steps):
+        self.step = step
+
+    def __call__(self, attn, site):
+        return attn / 2
+
+
+class ForgetfulEdit(Forgetful, AttentionEdit):
+    pass
+
+
+@pytest.mark.parametrize("edit", [Forgetful(), ForgetfulEdit()], ids=["an object", "an edit"])
+@pytest.mark.parametrize("record", [False, True])
+def test_an_edit_whose_at_returns_nothing_is_refused(sd, edit, record):
+    """Generation would otherwise run without it."""
+    with pytest.raises(RequestError, match=r"at\(step, steps\) returned None: return the edit"):
+        sd.generate(PROMPTS, edit=edit, record=record, **SMALL)
+
+
 def test_several_edits_are_asked_in_order():
     site = Site("x.attn2", "cross", "mid", 1, 1)
-    both = chain([FunctionEdit(lambda attn, site: attn + 1), FunctionEdit(lambda attn, site: attn * 2)])
+    both = Chain([FunctionEdit(lambda attn, site: attn + 1), FunctionEdit(lambda attn, site: attn * 2)])
     assert both.wants(site) and both(torch.ones(1), site) == 4
     assert not Chain([]).wants(site) and not as_edit(None).wants(site)
 

@@ -238,6 +238,8 @@ def test_a_user_s_mask_is_cut_as_the_inverted_picture(sd, crop, columns, expecte
         ({"mask": np.zeros((16, 16, 3))}, r"mask has shape \(16, 16, 3\)"),
         ({"mask": torch.zeros(1, 16, 16)}, r"mask has shape \(1, 16, 16\)"),
         ({"mask": np.zeros((0, 16))}, r"mask has shape \(0, 16\)"),
+        ({"mask": np.full((16, 16), 1000, np.uint16)}, "mask has values up to 1000"),
+        ({"mask": np.full((16, 16), np.nan)}, "mask has values up to nan"),
         ({"mask": "mask.png"}, "mask is 'mask.png'"),
     ],
     ids=str,

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import FunctionType
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 
 from minip2p import Add, Inversion, LocalBlend, Reweight, StableDiffusion, Swap, images
 from minip2p import __main__ as command_line
+from minip2p import options as command_line_options
 from minip2p.__main__ import main
 from minip2p.options import build_parser
 from tests.inversions import DOG, NIGHT, PROMPT, input_picture
@@ -90,7 +92,7 @@ def test_defaults_are_those_of_the_library(toy):
     for edit in (Swap(toy.tokenizer, prompts), Add(toy.tokenizer, prompts), Reweight(toy.tokenizer, prompts, {"grass": 2.0})):
         assert (edit.cross_replace == window).all() and edit.self_replace == (0.0, 0.4) and edit.blend is None
     args = build_parser().parse_args(["edit", *prompts, "-o", "edit.png"])
-    assert (args.cross_replace_steps, args.self_replace_steps, args.steps, args.guidance) == (0.8, 0.4, None, None)
+    assert (args.cross_replace_steps, args.self_replace_steps, args.steps, args.guidance) == (None, None, None, None)
     args = build_parser().parse_args(["generate", "a cat", "-o", "cat.png"])
     assert (args.steps, args.guidance, args.seed) == (50, 7.5, None)
 
@@ -143,7 +145,9 @@ def test_explain_and_explore_write_a_figure_and_a_page(toy_once, tmp_path):
         (["edit", "a cat", "", "-o", "{}/e.png"], "target prompt of the edit is empty"),
         (["edit", "a cat", "a dog", "a cow", "-o", "{}/e.png", "--explain", "{}/s.png"], "--explain shows one edit"),
         (["explore", "a cat", "-o", "{}/e.html", "--reweight", "cat=2"], "--reweight needs an edit"),
-        (["generate", "a cat", "-o", "{}/cat.png", "--zoom", "0"], "--zoom is 0"),
+        (["generate", "a cat", "-o", "{}/cat.png", "--zoom", "0"], "--zoom: 0 is not a whole number from 1 up"),
+        (["edit", "a cat", "a dog", "-o", "{}/e.png", "--explain", "{}/s.png", "--zoom", "0"], "--zoom: 0 is not"),
+        (["explore", "a cat", "-o", "{}/e.html", "--self-replace-steps", "0"], "--self-replace-steps needs an edit"),
         (["record", "a dog", "-o", "{}/r.safetensors", "--inversion", "c.safetensors"], "c.safetensors"),
         (["edit", "a cat", "a dog", "-o", "{}/e.png", "--seed", "3", "--inversion", "c.safetensors"], "--seed 3 has no effect"),
         (["edit", "a cat", "a dog", "-o", "{}/e.png", "--seed", "0", "--recording", "c.safetensors"], "--seed 0 has no effect"),
@@ -175,11 +179,15 @@ def test_a_device_without_memory_is_one_line(tmp_path, capsys, monkeypatch):
     assert error.count("\n") == 1 and "--dtype float16" in error and list(tmp_path.iterdir()) == []
 
 
-def test_help_is_printed_without_docstrings():
+def test_help_is_printed_without_docstrings(monkeypatch, capsys):
     """python -OO removes docstrings."""
-    command = [sys.executable, "-OO", "-m", "minip2p", "--help"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and "invert" in done.stdout, done.stderr
+    for module in (command_line, command_line_options):
+        monkeypatch.setattr(module, "__doc__", None)
+        for function in [value for value in vars(module).values() if isinstance(value, FunctionType)]:
+            monkeypatch.setattr(function, "__doc__", None)
+    with pytest.raises(SystemExit) as done:
+        main(["--help"])
+    assert done.value.code == 0 and "invert" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- inversions and recordings
@@ -206,7 +214,9 @@ def test_invert_record_and_edit(sd1, tmp_path, capsys):
     capsys.readouterr()
     refused = tmp_path / "refused.png"
     for file, again in ((["--inversion", str(inverted)], "invert again"), (["--recording", str(recorded)], "record again")):
-        for prompt, more in ((DOG, []), (PROMPT, ["--steps", "3"]), (PROMPT, ["--guidance", "7.5"])):
+        wrong = [(DOG, []), (PROMPT, ["--steps", "3"])]
+        wrong += [(PROMPT, ["--guidance", "7.5"])] if again == "record again" else []  # direct inversion does not use its guidance
+        for prompt, more in wrong:
             assert main(["edit", prompt, NIGHT, *file, "-o", str(refused), *more, *common]) == 2
             error = capsys.readouterr().err
             assert again in error and error.count("\n") == 1 and not refused.exists()

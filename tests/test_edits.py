@@ -12,7 +12,7 @@ from torch import Tensor
 import minip2p
 from minip2p import Add, LocalBlend, PromptError, RequestError, Reweight, Site, StableDiffusion, Swap
 from minip2p.attention_store import AttentionStore
-from minip2p.compose import chain
+from minip2p.compose import Chain
 from minip2p.edits import Edit
 from tests import restatement
 from tests.pipelines import difference
@@ -226,7 +226,7 @@ def test_gradients_reach_the_text_through_an_edit(sd):
     edit = Swap(sd.tokenizer, prompts, blend=LocalBlend(sd.tokenizer, prompts, ["cat", "dog"]))
     text = sd.encode_text(prompts).detach().requires_grad_()
     z = sd.init_latents(0).expand(2, -1, -1, -1)
-    for given in (edit.at(0, STEPS), chain([edit, store]).at(0, STEPS)):
+    for given in (edit.at(0, STEPS), Chain([edit, store]).at(0, STEPS)):
         (gradient,) = torch.autograd.grad(sd.unet(z, 500, text, edit=given)[1].square().sum(), text)
         # The target depends on the source's text through its maps, and on its own text through its values.
         assert gradient.isfinite().all() and all(row.abs().sum() > 0 for row in gradient)
@@ -365,6 +365,10 @@ RUNS = {  # a run that cannot be made -> the message
     "size zero": (lambda sd: sd.generate(SOURCE, size=0), "the nearest is 16 x 16"),
     **{f"size {size!r}": (lambda sd, s=size: sd.generate(SOURCE, size=s), "size is") for size in ("64", 64.0, (64,), (64, 64, 3), (64, "64"))},
     "picture's size": (lambda sd: sd.encode_image(Image.new("RGB", (70, 64))), "the nearest is 64 x 64"),
+    "unconditional rows that nobody mentioned": (
+        lambda sd: sd.unet(torch.zeros(4, 4, 16, 16), 500, sd.encode_text(["", "", SOURCE, SWAPPED]), Swap(sd.tokenizer, [SOURCE, SWAPPED])),
+        "the edit is of 2 prompts and received the maps of 4",
+    ),
     "a path is no picture": (lambda sd: sd.encode_image("photo.png"), "the image is a str: open it first"),
     **{
         f"latents {shape}": (lambda sd, s=shape: sd.generate(PAIR, latents=torch.zeros(s)), "latents have shape")
@@ -373,8 +377,8 @@ RUNS = {  # a run that cannot be made -> the message
     "latents' size": (lambda sd: sd.generate(SOURCE, latents=torch.zeros(1, 4, 15, 16)), "size 60 x 64 .* 64 x 64"),
     "latents that are a list": (lambda sd: sd.generate(SOURCE, latents=[0.0]), "latents have shape"),
     "latents and another size": (lambda sd: sd.generate(SOURCE, latents=torch.zeros(1, 4, 16, 16), size=96), "leave one of them out"),
-    "latents and a seed": (lambda sd: sd.generate(SOURCE, latents=torch.zeros(1, 4, 16, 16), seed=3), "seed is 3, .* the latents bring"),
-    "latents and a seed, recorded": (lambda sd: sd.record(SOURCE, latents=torch.zeros(1, 4, 16, 16), seed=3), "seed is 3, .* the latents bring"),
+    "latents and a seed": (lambda sd: sd.generate(SOURCE, latents=torch.zeros(1, 4, 16, 16), seed=3), "seed is 3, .* of the latents"),
+    "latents and a seed, recorded": (lambda sd: sd.record(SOURCE, latents=torch.zeros(1, 4, 16, 16), seed=3), "seed is 3, .* of the latents"),
 }  # fmt: skip
 
 

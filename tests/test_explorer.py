@@ -134,7 +134,7 @@ def test_the_edit_is_the_edit(name, toy, request):
             assert (first <= step < last) == (at.cross_open is not None and at.cross_open[0, 0, 0, tokens[j]["at"]].item())
         assert (data["edit"]["self"][0] <= step < data["edit"]["self"][1]) == at.self_open
         if edit.blend:
-            assert (step >= data["edit"]["blend"]["start"]) == edit.blend.at(step, result.steps).active
+            assert (step >= data["blend"]) == edit.blend.at(step, result.steps).active
 
 
 def test_masks_are_the_masks(toy, swap):
@@ -151,24 +151,21 @@ def picture(url: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"), dtype=float)
 
 
-@pytest.mark.parametrize("record", [True, "all"])
-def test_pictures(record, toy, swap):
-    """The final pictures exactly, and for each step the predicted x0, or the latents after it where that was not kept."""
+def test_pictures(toy, swap):
+    """The final pictures exactly, and for each step the predicted x0."""
     result, edit = swap
-    result = result if record == "all" else replace(result, own_maps=None, pred_x0=None)
     pictures = read(explore(toy, result, edit))["pictures"]
-    assert pictures["predicted"] == (record == "all") and pictures["at"] == list(range(1, 9))
-    latents = result.pred_x0 if record == "all" else result.trajectory[1:]
+    assert pictures["at"] == list(range(1, 9))
     for prompt, final in enumerate(pictures["final"]):
         assert np.array_equal(picture(final), np.asarray(result.images[prompt]))
         for step, url in enumerate(pictures["steps"][prompt]):
-            [expected] = toy.decode_latents(latents[step, prompt : prompt + 1])
-            assert np.abs(picture(url) - np.asarray(expected)).mean() < (6 if record == "all" else 10)  # of 255; noise loses most
+            [expected] = toy.decode_latents(result.pred_x0[step, prompt : prompt + 1])
+            assert np.abs(picture(url) - np.asarray(expected)).mean() < 6  # of 255
 
 
 def test_without_what_all_keeps_there_is_no_before(toy, swap):
     result, edit = swap
-    data = read(explore(toy, replace(result, own_maps=None, pred_x0=None), edit))
+    data = read(explore(toy, replace(result, own_maps=None), edit))
     assert all(maps["before"] == [None, None] for maps in data["maps"])
     assert data["edit"]["targets"][0]["pairs"]
 
@@ -184,12 +181,28 @@ def test_refusals_are_one_line(toy, swap):
         ((replace(result, maps=None),), "record=True"),
         ((result, other), "a red tree"),
         ((result, windows), "is not the edit of this result"),
+        ((replace(result, edit=None), edit), "is not the edit of this result"),
+        ((result, lambda attn, site: attn), "the edit is not the edit of this result"),
         ((result, edit, (5, 5)), "(5, 5)"),
-        ((result, edit, 8), "choose one of"),
+        ((result, edit, 8), "the sizes are"),
     ]:
         with pytest.raises(RequestError, match=re.escape(words)) as error:
             explore(toy, *arguments)
         assert "\n" not in str(error.value)
+
+
+def test_the_edit_may_be_left_out_or_made_again(toy, swap):
+    result, edit = swap
+    blend = LocalBlend(toy.tokenizer, HOUSE, [["house"], ["castle"]])
+    again = Swap(toy.tokenizer, HOUSE, {"castle": (0.25, 0.8), "default_": 0.6}, 0.5, blend)
+    assert explore(toy, result) == explore(toy, result, edit) == explore(toy, result, again)
+
+
+def test_a_local_blend_alone_says_when_it_begins(toy):
+    blend = LocalBlend(toy.tokenizer, HOUSE, ["house", "castle"], start=0.5)
+    result = toy.generate(HOUSE, steps=4, edit=blend, record=True, **QUIET)
+    data = read(explore(toy, result))
+    assert data["blend"] == 2 and data["edit"] is None and data["masks"]
 
 
 def test_one_size_on_request(toy, swap):
@@ -287,7 +300,7 @@ def large(toy, prompts: list[str], steps: int, record="all") -> Result:
 
     latents = torch.zeros(steps, len(prompts), 4, 64, 64)
     images = [noise_picture(seed) for seed in range(len(prompts))]
-    return Result(images, latents[-1], latents[0], latents, tuple(prompts), steps, 7.5, 0, maps(), maps(), latents)
+    return Result(images, latents[-1], latents[0], latents, latents, tuple(prompts), steps, 7.5, 0, None, maps(), maps())
 
 
 def noise_picture(seed: int) -> Image.Image:

@@ -43,7 +43,8 @@ def run(tokenizer, prompts, seed=0, size=(64, 64), masks=False):
     latents = torch.zeros(B, 4, 16, 16)
     mask = (torch.rand(STEPS, B - 1, 1, 16, 16, generator=draw) > 0.5).float() if masks else None
     return Result(
-        images, latents, latents, latents.expand(STEPS + 1, -1, -1, -1, -1), tuple(prompts), STEPS, 7.5, seed,
+        images, latents, latents, latents.expand(STEPS + 1, -1, -1, -1, -1), latents.expand(STEPS, -1, -1, -1, -1), tuple(prompts),
+        STEPS, 7.5, seed,
         maps=Maps(tokenizer, tuple(prompts), maps), masks=mask,
     )  # fmt: skip
 
@@ -353,6 +354,13 @@ def test_changed_words(tokenizer, source, target, changed):
     before, after = found[-1]
     assert before[1] == (tokenizer.positions(source, before[0])[-len(before[1]) :] if before[0] else [])
     assert after[1] == (tokenizer.positions(target, after[0]) if after[0] else [])
+
+
+def test_changed_words_are_those_of_the_mapper(tokenizer):
+    """The prompts are of equal length, so `Swap` pairs them word by word, although a dog and a cat are in both."""
+    edit = Swap(tokenizer, ["a red cat and a black dog", "a black dog and a red cat"])
+    found = [(before, after) for (before, _), (after, _) in figures.changed_words(tokenizer, edit)]
+    assert found == [("red cat", "black dog"), ("black dog", "red cat")]
 
 
 def test_reweighted_words_are_changed(tokenizer):

@@ -190,12 +190,12 @@ def test_a_figure_on_a_page_has_the_lesson_s_colours(tmp_path):
     """A chart keeps its few colours as a PNG. A palette would falsify a picture of many colours, so that becomes a WebP."""
     chart = Image.new("RGB", (64, 64), "white")
     chart.paste((200, 30, 30), (8, 8, 40, 40))
-    across, down = np.meshgrid(np.arange(256), np.arange(256))
-    many = Image.fromarray(np.stack([across, down, 255 - across // 2 - down // 2], -1).astype(np.uint8))
+    blocks = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    many = Image.fromarray(blocks).resize((256, 256), Image.Resampling.NEAREST)
     for picture, suffix in ((chart, ".png"), (many, ".webp")):
         saved = save_small(picture, tmp_path / "figure.png")
         shown = np.asarray(Image.open(saved).convert("RGB"), int)
-        assert saved.suffix == suffix and np.abs(shown - np.asarray(picture, int)).mean() < 4
+        assert saved.suffix == suffix and np.abs(shown - np.asarray(picture, int)).mean() < 8
 
 
 def test_pages_together_are_small():

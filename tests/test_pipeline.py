@@ -125,7 +125,7 @@ def test_maps_before_the_edit_are_those_of_a_run_without_an_edit_at_the_first_st
         assert difference(own[0, 0], free_maps[0, 0].float()) < 1e-3, "the source's maps are never edited"
         assert difference(maps[:, 1], maps[:, 0]) < 1e-3 < difference(own[:, 1], maps[:, 1])
     assert difference(edited.own_maps.by_site[first][1, 1].float(), free.maps.by_site[first][1, 1].float()) > 1e-3
-    assert free.own_maps is None and free.pred_x0 is None
+    assert free.own_maps is None
 
 
 def test_predicted_x0_and_the_trajectory_are_one_ddim_run(sd):
@@ -246,3 +246,5 @@ def test_pictures_to_latents_and_back(both):
 def test_any_kind_of_picture_is_encoded_as_its_colours(sd, mode):
     picture = Image.linear_gradient("L").resize((64, 64)).convert(mode)
     assert torch.equal(sd.encode_image(picture), sd.encode_image(picture.convert("RGB")))
+    nothing, white = Image.new("RGBA", picture.size), Image.new("RGB", picture.size, "white")
+    assert torch.equal(sd.encode_image(nothing), sd.encode_image(white)), "transparency lies over white, as in open_image"

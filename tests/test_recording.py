@@ -227,11 +227,11 @@ def test_files_that_are_not_recordings_are_refused(recording, inversions, tmp_pa
         ({"steps": STEPS + 1}, "number of steps is 6"),
         ({"guidance": 3.0}, "guidance is 3.0"),
         ({"negative": "snow"}, "negative prompt is 'snow'"),
-        ({"seed": 3}, "seed is 3, which has no effect, because the recording bring"),
-        ({"latents": torch.zeros(1, 4, 16, 16)}, "latents and a recording"),
+        ({"seed": 3}, "seed is 3, which has no effect, because the noise is that of the recording"),
+        ({"latents": torch.zeros(1, 4, 16, 16)}, "recording and latents each bring"),
         ({"size": 32}, "size is 32"),
         ({"recording": "cat.safetensors"}, "Recording.load"),
-        ({"inversion": "photo.safetensors"}, "an inversion and a recording, which has its own source"),
+        ({"inversion": "photo.safetensors"}, "inversion and recording each bring"),
     ],
 )
 def test_a_run_that_does_not_fit_is_refused(sd, recording, options, message):

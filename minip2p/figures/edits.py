@@ -5,7 +5,6 @@
 
 import textwrap
 from collections.abc import Sequence
-from difflib import SequenceMatcher
 
 import torch
 from matplotlib.colors import LinearSegmentedColormap
@@ -87,13 +86,18 @@ def mask_growth(result: Result, edit: Edit, caption: str = "", target: int = 1, 
 def changed_words(tokenizer: CLIPTokenizer, edit: Edit, target: int = 1) -> list[tuple[Word, Word]]:
     """(source words, target words) for each phrase that an edit swaps, adds, drops or re-weights; ("", []) for none."""
     source, words = tokenizer.words(edit.prompts[0]), tokenizer.words(edit.prompts[target])
-    weights, found = edit.equalizer[target - 1].tolist(), []
-    matcher = SequenceMatcher(None, [word for word, _ in source], [word for word, _ in words], autojunk=False)
-    for kind, i0, i1, j0, j1 in matcher.get_opcodes():
-        if kind != "equal":
-            found.append((phrase(source[i0:i1]), phrase(words[j0:j1])))
-            continue
-        found += [(before, after) for before, after in zip(source[i0:i1], words[j0:j1]) if weights[after[1][0]] != 1]
+    mapper, weights = edit.mapper[target - 1].cpu(), edit.equalizer[target - 1].tolist()
+    partners = [next((i for i, (_, old) in enumerate(source) if mapper[old][:, new].any()), None) for _, new in words]
+    # Shared words stay as they are unless they have a weight. Between them lie the phrases that are swapped, added or dropped.
+    shared = [(i, j) for j, i in enumerate(partners) if i is not None and source[i][0] == words[j][0]]
+    found, behind = [], (0, 0)  # the first word of each prompt that is not yet looked at
+    for i, j in [*shared, (len(source), len(words))]:
+        before, after = source[behind[0] : max(i, behind[0])], words[behind[1] : j]
+        if before or after:
+            found.append((phrase(before), phrase(after)))
+        if j < len(words) and weights[words[j][1][0]] != 1:
+            found.append((source[i], words[j]))
+        behind = (max(i + 1, behind[0]), j + 1)
     return found
 
 

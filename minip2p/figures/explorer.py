@@ -12,7 +12,7 @@ import html
 import io
 import json
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,8 @@ from torch import Tensor
 from minip2p.attention_store import Maps
 from minip2p.edits import Edit
 from minip2p.errors import RequestError
+from minip2p.figures.panels import evenly
+from minip2p.local_blend import LocalBlend
 from minip2p.tokenizer import CLIPTokenizer
 
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -46,11 +48,12 @@ class Page(str):
 def explore(sd, result, edit: Edit | None = None, size: tuple[int, int] | None = None) -> Page:
     """A self-contained HTML page about a result that was made with record=True, or with record="all" to show more.
 
-    edit: the edit that the result was made with; the page then shows the alignment, the windows and the weights.
-    size: the (height, width) of the maps to show. None: all sizes, or the finest low-resolution one where all are too many.
-    RequestError if the result has no maps, or none of this size, or was made with another edit.
+    edit: the edit that the result was made with, or None, which means the same; the page shows its alignment, windows and
+    weights. size: the (height, width) of the maps to show. None: all sizes, or the finest low-resolution one where all are too
+    many. RequestError if the result has no maps, or none of this size, or was made with another edit.
     """
-    check(result, edit, size)
+    check(result, edit)
+    edit = result.edit
     texts = [Columns.of(result.maps.tokenizer, prompt) for prompt in result.prompts]
     sizes, shown = choose(result, texts, size)
     data = {
@@ -60,6 +63,7 @@ def explore(sd, result, edit: Edit | None = None, size: tuple[int, int] | None =
         "maps": [pack_maps(result, texts, pair, shown) for pair in sizes],
         "edit": describe(edit, texts, result.steps) if isinstance(edit, Edit) else None,
         "masks": None if result.masks is None else pack_masks(result.masks[shown]),
+        "blend": blend_start(edit, result.steps),
         "pictures": pictures(sd, result, shown),
     }
     title = " \N{RIGHTWARDS ARROW} ".join(result.prompts)
@@ -68,25 +72,29 @@ def explore(sd, result, edit: Edit | None = None, size: tuple[int, int] | None =
     return Page(before + html.escape(title) + between + data + after)
 
 
-def check(result, edit, size) -> None:
+def check(result, edit) -> None:
     """RequestError, in one line, for what cannot be shown."""
     if result.maps is None:
         raise RequestError("this result has no attention maps: generate it with record=True")
-    if isinstance(edit, Edit) and (tuple(edit.prompts) != tuple(result.prompts) or not made_with(result, edit)):
-        raise RequestError(f"the edit of {list(edit.prompts)} is not the edit of this result: give the one it was made with")
-    if size is not None and size not in result.maps.sizes:
-        raise RequestError(f"there are no maps of size {size!r}: choose one of {', '.join(map(str, result.maps.sizes))}")
+    if edit is not None and not same_edit(edit, result.edit):
+        name = f"the edit of {list(edit.prompts)}" if isinstance(edit, Edit) else "the edit"
+        raise RequestError(f"{name} is not the edit of this result: give that one, or leave it out")
 
 
-def made_with(result, edit: Edit) -> bool:
-    """Does the edit turn the maps from before into those from after it? True, too, where only the latter were kept."""
-    if result.own_maps is None:
-        return True
-    [site, *_] = result.own_maps.sites()
-    own, edited = result.own_maps.by_site[site].float(), result.maps.by_site[site].float()  # (steps, B, P, T), rounded to float16
-    edit = replace(edit, blend=None).prepare(own.device)
-    expected = torch.stack([edit.at(step, len(own))(maps[:, None], site)[:, 0] for step, maps in enumerate(own)])
-    return torch.allclose(expected, edited, atol=4e-3 * max(1.0, edit.equalizer.abs().max().item()), rtol=0)
+def same_edit(a, b) -> bool:
+    """Are they one edit, or two with the same prompts, mapper, windows, weights and kind of blend?"""
+    if a is b or not isinstance(a, Edit) or not isinstance(b, Edit):
+        return a is b
+    tensors = ("mapper", "has_source", "equalizer", "cross_replace")
+    alike = all(torch.equal(getattr(a, name).cpu(), getattr(b, name).cpu()) for name in tensors if a.prompts == b.prompts)
+    blends = [edit.blend and (edit.blend.start, edit.blend.threshold) for edit in (a, b)]
+    return alike and a.prompts == b.prompts and a.self_replace == b.self_replace and blends[0] == blends[1]
+
+
+def blend_start(edit, steps: int) -> int | None:
+    """The step, from 0, at which the local blend of an edit, or a local blend alone, begins; None without one."""
+    blend = edit.blend if isinstance(edit, Edit) else edit if isinstance(edit, LocalBlend) else None
+    return None if blend is None else int(blend.start * steps)
 
 
 def choose(result, texts: list["Columns"], size) -> tuple[list[tuple[int, int]], list[int]]:
@@ -96,12 +104,7 @@ def choose(result, texts: list["Columns"], size) -> tuple[list[tuple[int, int]],
     cells = sum(height * width for height, width in result.maps.sizes)
     if size is None and (result.steps + 1) * frame * cells <= ROOM:
         return result.maps.sizes, list(range(result.steps))
-    return [(site.height, site.width)], some(result.steps, max(2, ROOM // (frame * site.height * site.width) - 1))
-
-
-def some(total: int, count: int) -> list[int]:
-    """At most `count` whole numbers from 0 to total - 1, evenly apart, the first and the last among them."""
-    return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)).tolist()
+    return [(site.height, site.width)], evenly(result.steps, max(2, ROOM // (frame * site.height * site.width) - 1))
 
 
 # ---------------------------------------------------------------- prompts
@@ -218,25 +221,22 @@ def describe(edit: Edit, texts: list[Columns], steps: int) -> dict:
             "weights": text.mean(edit.equalizer[n].cpu()),
             "windows": [windows[n, positions[0]].int().tolist() for positions in text.groups],
         })  # fmt: skip
-    blend = None if edit.blend is None else {"start": int(edit.blend.start * steps)}
-    return {"targets": targets, "self": [int(share * steps) for share in edit.self_replace], "blend": blend}
+    return {"targets": targets, "self": [int(share * steps) for share in edit.self_replace]}
 
 
 # ---------------------------------------------------------------- pictures
 
 
 def pictures(sd, result, shown: list[int]) -> dict:
-    """The final pictures, and those of some steps: the predicted x0 where it was recorded, else the latents after the step."""
-    latents = result.trajectory[1:] if result.pred_x0 is None else result.pred_x0  # (steps, B, 4, h, w)
+    """The final pictures, and the predicted x0 of some steps."""
     small = max(result.images[0].size) <= SMALL
-    kept = shown if small else [shown[i] for i in some(len(shown), max(5, PICTURES // max(2, len(result.images))))]
-    batches = latents[kept].flatten(0, 1).split(16)
+    kept = shown if small else [shown[i] for i in evenly(len(shown), max(5, PICTURES // max(2, len(result.images))))]
+    batches = result.pred_x0[kept].flatten(0, 1).split(16)
     steps = [picture_url(picture, SIDE) for batch in batches for picture in sd.decode_latents(batch)]
     return {
         "final": [picture_url(picture, 2 * SIDE, lossless=small) for picture in result.images],
         "steps": [steps[i :: len(result.images)] for i in range(len(result.images))],
         "at": [step + 1 for step in kept],
-        "predicted": result.pred_x0 is not None,
     }
 
 

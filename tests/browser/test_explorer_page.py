@@ -310,7 +310,7 @@ def test_choices(browser, pages):
             browser.find(f"input[name={name}][value='{value}']").click()
     assert browser.texts("#say p")[-1] == "Under the map: the final picture."
     browser.open(pages("kept maps")[2])
-    assert browser.find_all("input[name=view]") == [] and "after step 10" in browser.texts(".plain")[0]
+    assert browser.find_all("input[name=view]") == [] and "predicted at step 10" in browser.texts(".plain")[0]
     browser.open(pages("no edit")[2])
     assert browser.find_all("#lines path") == [] and browser.find_all(".window") == []
 

@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minip2p.save import umask
 from minip2p.scheduler import Schedule
 from minip2p.tokenizer import CLIPTokenizer
 from weights.toyworld import vocabulary
@@ -28,9 +27,10 @@ def export(run: Path, folder: Path, size: Size) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as beside:
         fresh = Path(beside)
         write(run, fresh, size)
+        mode = (fresh / "model_index.json").stat().st_mode  # safetensors writes files that only their owner may read
         for file in [file.relative_to(fresh) for file in fresh.rglob("*") if file.is_file()]:
             (folder / file).parent.mkdir(exist_ok=True)
-            (fresh / file).chmod(0o666 & ~umask())  # safetensors writes files that only their owner may read
+            (fresh / file).chmod(mode)
             (fresh / file).replace(folder / file)
 
 
