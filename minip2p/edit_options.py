@@ -1,6 +1,5 @@
 """What a caller gives to an edit: windows, weights, a base; and which kind of edit two prompts suggest."""
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -11,6 +10,8 @@ from minip2p.checks import brief, check_edit_prompts, check_window, is_number, w
 from minip2p.errors import PromptError, RequestError
 from minip2p.local_blend import LocalBlend
 from minip2p.tokenizer import CLIPTokenizer
+
+LARGEST = 65504  # of float16, in which maps are kept
 
 
 def cross_windows(tokenizer: CLIPTokenizer, targets: tuple[str, ...], given) -> Tensor:
@@ -35,8 +36,8 @@ def weight_positions(
         raise RequestError(f"the weights are {brief(weights)}: give a dict of words and numbers, such as {{'night': 2.0}}")
     owners: dict[tuple[int, int], str] = {}
     for word, weight in weights.items():
-        if not is_number(weight) or not math.isfinite(weight):
-            raise RequestError(f"the weight of {word!r} is {weight!r}: give a finite number")
+        if not is_number(weight) or not abs(weight) <= LARGEST:
+            raise RequestError(f"the weight of {word!r} is {weight!r}: give a number from -{LARGEST} to {LARGEST}")
         for row, positions in word_positions(tokenizer, targets, word):
             other = next((owners[row, p] for p in positions if (row, p) in owners), None)
             if other is not None:

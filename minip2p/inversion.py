@@ -118,9 +118,10 @@ def invert(
     """A picture (a Pillow image or a path) that `prompt` describes -> the Inversion from which `sd.generate` edits it.
 
     method: "ddim", "null-text", "negative-prompt" or "direct". guidance: that of the later generation; the inversion itself
-    runs at guidance 1, and only null-text is bound to it. inner_steps, lr: of null-text's optimiser, as published for 50 steps. size, as in `generate`: the
-    picture is resized to it and its longer side is cut at both ends. crop: (left, top, right, bottom) in the picture's own
-    pixels, cut out first. checkpointing: null-text with less memory and more time, see `UNet.forward`.
+    runs at guidance 1, and only null-text is bound to it. inner_steps, lr: of null-text's optimiser, as published for 50
+    steps. size, as in `generate`: the picture is resized to it and its longer side is cut at both ends. crop: (left, top, right,
+    bottom) in the picture's own pixels, cut out first. checkpointing: null-text with less memory and more time, see
+    `UNet.forward`.
     """
     if method not in METHODS:
         raise RequestError(f"method is {brief(method)}: use one of {', '.join(METHODS)}")

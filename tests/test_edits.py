@@ -326,8 +326,8 @@ EDITS = {  # an edit that cannot be made -> the message
     "one word with two weights": (lambda tok: Reweight(tok, PAIR, {"dog": 2, "Dog": 3}), "'Dog' and 'dog' are the same word .* two weights"),
     "a word of a phrase": (lambda tok: Reweight(tok, PAIR, {"dog": 2, "red dog": 3}), "'red dog' and 'dog' .* two weights"),
     **{
-        f"weight {weight!r}": (lambda tok, w=weight: Reweight(tok, PAIR, {"dog": w}), "weight of 'dog' is .* finite number")
-        for weight in (math.nan, math.inf, -math.inf, "2", None, True)
+        f"weight {weight!r}": (lambda tok, w=weight: Reweight(tok, PAIR, {"dog": w}), "weight of 'dog' is .* give a number from -65504 to 65504")
+        for weight in (math.nan, math.inf, -math.inf, 1e6, "2", None, True)
     },
     "weights that are a number": (lambda tok: Reweight(tok, PAIR, 2.0), "weights are 2.0"),
     "no weights": (lambda tok: Reweight(tok, PAIR, {}), "weights are {}"),
