@@ -182,8 +182,8 @@ def check_seed(args: Namespace, file: str | None) -> None:
 
 def refuse_edit_options(args: Namespace) -> None:
     """RequestError for an option of an edit where there is no target."""
-    given = [name for name in ("swap", "add", "reweight", "blend", "inversion", "recording") if getattr(args, name)]
-    given += [name for name in WINDOWS if getattr(args, name) is not None]
+    given = [name for name in ("swap", "add", "reweight") if getattr(args, name)]
+    given += [name for name in ("blend", "inversion", "recording", *WINDOWS) if getattr(args, name) is not None]
     if given:
         raise RequestError(f"--{given[0].replace('_', '-')} needs an edit and there is one prompt: give a target prompt too")
 

@@ -41,7 +41,7 @@ class AttentionEdit:
         return self
 
     def at(self, step: int, steps: int) -> "AttentionEdit":
-        """The same edit at one step, counted from 0; step 0 begins a new run. Called in order; an edit with a state returns self."""
+        """The same edit at one step, counted from 0, in order; step 0 begins a new run. May keep a state and return self."""
         return self
 
     def wants(self, site: Site) -> bool:
@@ -63,7 +63,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int, context_channels: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.name, self.level, self.coarsest = "", 0, False  # set by the UNet, see `UNet.sites`
+        self.name, self.level, self.coarsest = "", 0, False  # set by the UNet
         self.to_q = nn.Linear(channels, channels, bias=False)
         self.to_k = nn.Linear(context_channels, channels, bias=False)
         self.to_v = nn.Linear(context_channels, channels, bias=False)
@@ -72,7 +72,8 @@ class Attention(nn.Module):
     def site(self, height: int, width: int) -> Site:
         """This layer at a feature map of height x width; the latent is 2^level times as high and as wide.
 
-        Low resolution is at most 16 x 16 (the authors' limit at 512 x 512) or a quarter of the latent's side, and the coarsest.
+        Low resolution: at most 16 x 16 (the authors' limit at 512 x 512), or a quarter of the latent's side if that is more, and
+        always the coarsest layers.
         """
         kind = "cross" if self.name.endswith("attn2") else "self"
         quarter = (height << self.level) * (width << self.level) // 16

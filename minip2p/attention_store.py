@@ -71,7 +71,10 @@ class Maps:
         """The layers of one size; None: the layers that word maps are read from, see `finest_low_resolution`."""
         if size is None:
             return finest_low_resolution(list(self.by_site))
-        pair = tuple(size) if isinstance(size, Sequence) else size
+        try:
+            pair = tuple(size)
+        except TypeError:  # one number
+            pair = size
         found = [site for site in self.by_site if (site.height, site.width) == pair]
         if not found:
             raise RequestError(f"no cross-attention layer has maps of size {size}: the sizes are {self.sizes}")

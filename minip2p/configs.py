@@ -71,32 +71,15 @@ ZERO_SNR = (
 )
 
 
-# ---------------------------------------------------------------- kinds of value; the docstring goes into the message
+# ---------------------------------------------------------------- values
 
-
-def is_positive_whole(value) -> bool:
-    """a whole number above 0"""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
-
-
-def is_positive_number(value) -> bool:
-    """a number above 0"""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
-
-
-def is_switch(value) -> bool:
-    """true or false"""
-    return isinstance(value, bool)
-
-
-def are_positive_wholes(value) -> bool:
-    """a list of whole numbers above 0"""
-    return isinstance(value, list) and len(value) > 0 and all(map(is_positive_whole, value))
-
-
-def are_names(value) -> bool:
-    """a list of names"""
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+# A kind of value in a JSON file: what a message calls it, and a test.
+Kind = tuple[str, Callable[[object], bool]]
+WHOLE: Kind = ("a whole number above 0", lambda value: type(value) is int and 0 < value < 2**31)
+NUMBER: Kind = ("a number above 0", lambda value: type(value) in (int, float) and 0 < value < float("inf"))
+SWITCH: Kind = ("true or false", lambda value: type(value) is bool)
+WHOLES: Kind = ("a list of whole numbers above 0", lambda value: type(value) is list and value != [] and all(map(WHOLE[1], value)))
+NAMES: Kind = ("a list of names", lambda value: type(value) is list and all(type(name) is str for name in value))
 
 
 def shown(value) -> str:
@@ -104,13 +87,14 @@ def shown(value) -> str:
     return " ".join(repr(value).split())[:120]
 
 
-def get(config: dict, file: Path, key: str, fits: Callable[[object], bool], default=None):
+def get(config: dict, file: Path, key: str, kind: Kind, default=None):
     """The setting `key`; `default` where an older file does not say it. CheckpointError for a value that does not fit."""
     value = default if config.get(key) is None else config[key]
     if value is None:
         raise CheckpointError(f"{file} does not say {key}: download it again")
+    name, fits = kind
     if not fits(value):
-        raise CheckpointError(f"{file}: {key} is {shown(value)}, not {fits.__doc__}: download it again")
+        raise CheckpointError(f"{file}: {key} is {shown(value)}, not {name}: download it again")
     return value
 
 
@@ -159,17 +143,17 @@ def refuse_channels(channels: int, file: Path) -> None:
 def read_unet(file: Path) -> UNetConfig:
     """diffusers' unet/config.json. CheckpointError for a setting that this package's UNet does not have."""
     config = read_json(file)
-    refuse_channels(get(config, file, "in_channels", is_positive_whole, 4), file)
+    refuse_channels(get(config, file, "in_channels", WHOLE, 4), file)
     refuse_other_values(config, UNET_FIXED, file)
-    widths = get(config, file, "block_out_channels", are_positive_wholes)
-    down = get(config, file, "down_block_types", are_names, [CROSS] * (len(widths) - 1) + [PLAIN])
-    up = get(config, file, "up_block_types", are_names, [kind.replace("Down", "Up") for kind in down[::-1]])
+    widths = get(config, file, "block_out_channels", WHOLES)
+    down = get(config, file, "down_block_types", NAMES, [CROSS] * (len(widths) - 1) + [PLAIN])
+    up = get(config, file, "up_block_types", NAMES, [kind.replace("Down", "Up") for kind in down[::-1]])
     if set(down) - {CROSS, PLAIN} or [kind.replace("Up", "Down") for kind in up[::-1]] != down or len(down) != len(widths):
         raise CheckpointError(f"{file}: blocks {shown(down)} and {shown(up)} are not those of Stable Diffusion: {USE}")
     refuse_unknown_values(config, {"mid_block_type": ("UNetMidBlock2DCrossAttn", None)}, file)
     # In these files attention_head_dim is the number of heads, whatever its name says.
     key = "num_attention_heads" if config.get("num_attention_heads") else "attention_head_dim"
-    heads = get(config, file, key, are_positive_wholes if isinstance(config.get(key), list) else is_positive_whole, 8)
+    heads = get(config, file, key, WHOLES if isinstance(config.get(key), list) else WHOLE, 8)
     heads = heads if isinstance(heads, list) else [heads] * len(widths)
     if len(heads) != len(widths):
         raise CheckpointError(f"{file}: {key} has {len(heads)} numbers for {len(widths)} levels: download it again")
@@ -178,16 +162,16 @@ def read_unet(file: Path) -> UNetConfig:
         sample_size layers_per_block cross_attention_dim use_linear_projection norm_num_groups norm_eps""".split()
     refuse_unknown_keys(config, [*read, *UNET_FIXED, *UNET_HARMLESS], file)
     return UNetConfig(
-        sample_size=get(config, file, "sample_size", is_positive_whole, 64),
+        sample_size=get(config, file, "sample_size", WHOLE, 64),
         block_out_channels=tuple(widths),
         down_attention=tuple(kind == CROSS for kind in down),
         mid_block=config.get("mid_block_type", CROSS) is not None,
-        layers_per_block=get(config, file, "layers_per_block", is_positive_whole, 2),
-        cross_attention_dim=get(config, file, "cross_attention_dim", is_positive_whole),
+        layers_per_block=get(config, file, "layers_per_block", WHOLE, 2),
+        cross_attention_dim=get(config, file, "cross_attention_dim", WHOLE),
         heads=tuple(heads),
-        use_linear_projection=get(config, file, "use_linear_projection", is_switch, False),
-        norm_num_groups=get(config, file, "norm_num_groups", is_positive_whole, 32),
-        norm_eps=get(config, file, "norm_eps", is_positive_number, 1e-5),
+        use_linear_projection=get(config, file, "use_linear_projection", SWITCH, False),
+        norm_num_groups=get(config, file, "norm_num_groups", WHOLE, 32),
+        norm_eps=get(config, file, "norm_eps", NUMBER, 1e-5),
     )
 
 
@@ -195,16 +179,16 @@ def read_vae(file: Path) -> VAEConfig:
     """diffusers' vae/config.json. CheckpointError for a setting that this package's VAE does not have."""
     config = read_json(file)
     refuse_other_values(config, VAE_FIXED, file)
-    widths = get(config, file, "block_out_channels", are_positive_wholes)
+    widths = get(config, file, "block_out_channels", WHOLES)
     for key, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         refuse_other_values(config, {key: [kind] * len(widths)}, file)
     read = "block_out_channels layers_per_block norm_num_groups scaling_factor down_block_types up_block_types".split()
     refuse_unknown_keys(config, [*read, *VAE_FIXED, *VAE_HARMLESS], file)
     return VAEConfig(
         block_out_channels=tuple(widths),
-        layers_per_block=get(config, file, "layers_per_block", is_positive_whole, 1),
-        norm_num_groups=get(config, file, "norm_num_groups", is_positive_whole, 32),
-        scaling_factor=get(config, file, "scaling_factor", is_positive_number, 0.18215),  # files of 2022 do not say it
+        layers_per_block=get(config, file, "layers_per_block", WHOLE, 1),
+        norm_num_groups=get(config, file, "norm_num_groups", WHOLE, 32),
+        scaling_factor=get(config, file, "scaling_factor", NUMBER, 0.18215),  # files of 2022 do not say it
     )
 
 
@@ -213,14 +197,14 @@ def read_clip(file: Path) -> CLIPConfig:
     config = read_json(file)
     refuse_unknown_values(config, {"hidden_act": tuple(ACTIVATIONS)}, file)
     read = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
-    sizes = {key: get(config, file, key, is_positive_whole) for key in read}
+    sizes = {key: get(config, file, key, WHOLE) for key in read}
     refuse_uneven([sizes["hidden_size"]], [sizes["num_attention_heads"]], file)
     refuse_unknown_keys(config, [*read, "max_position_embeddings", "hidden_act", "layer_norm_eps", *CLIP_HARMLESS], file)
     return CLIPConfig(
         **sizes,
-        max_position_embeddings=get(config, file, "max_position_embeddings", is_positive_whole, 77),
+        max_position_embeddings=get(config, file, "max_position_embeddings", WHOLE, 77),
         hidden_act=config.get("hidden_act", "quick_gelu"),
-        layer_norm_eps=get(config, file, "layer_norm_eps", is_positive_number, 1e-5),
+        layer_norm_eps=get(config, file, "layer_norm_eps", NUMBER, 1e-5),
     )
 
 
@@ -236,7 +220,7 @@ def read_schedule(file: Path) -> tuple[Schedule, list[str]]:
     refuse_other_values(config, SCHEDULE_FIXED, file)
     refuse_unknown_values(config, SCHEDULE_KNOWN, file)
     defaults = Schedule()
-    betas = {key: get(config, file, key, is_positive_number, getattr(defaults, key)) for key in ("beta_start", "beta_end")}
+    betas = {key: get(config, file, key, NUMBER, getattr(defaults, key)) for key in ("beta_start", "beta_end")}
     if not betas["beta_start"] <= betas["beta_end"] < 1:
         cause = f"beta_start and beta_end do not rise and stay below 1 ({json.dumps(betas)})"
         raise CheckpointError(f"{file}: {cause}: download it again")

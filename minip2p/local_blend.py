@@ -14,7 +14,7 @@ from torch import Tensor
 
 from minip2p.attention import AttentionEdit, Site
 from minip2p.attention_store import finest_low_resolution
-from minip2p.checks import brief, check_edit_prompts, is_number, word_positions
+from minip2p.checks import brief, check_edit_prompts, check_rows, is_number, word_positions
 from minip2p.errors import RequestError
 from minip2p.images import to_8_bits
 from minip2p.tokenizer import CLIPTokenizer
@@ -72,6 +72,7 @@ class LocalBlend(AttentionEdit):
         return site.kind == "cross" and site.low_resolution
 
     def __call__(self, attn: Tensor, site: Site) -> Tensor:
+        check_rows(attn, self.prompts)
         self.maps[site] = attn.mean(1)  # (1 + N, P, T), over heads
         return attn
 
@@ -136,7 +137,7 @@ def read_mask(mask) -> Tensor:
         raise RequestError(f"the local blend's mask is {brief(mask)}: give a grey picture or an array (height, width)") from None
     if array.ndim != 2 or not array.size:
         raise RequestError(f"the local blend's mask has shape {array.shape}: give a grey picture or an array (height, width)")
-    if not array.max() <= 255:  # also for nan
+    # A resized mask may exceed its white a little, so more than 2 means that white is 255.
+    if not array.max() <= 2 * 255:  # also for nan
         raise RequestError(f"the local blend's mask has values up to {array.max():g}: scale them to 0 to 1, or to 0 to 255")
-    # A resized mask may exceed 1 a little, and a mask whose white is 255 exceeds 2.
     return torch.tensor(array > (127.5 if array.max() > 2 else 0.5), dtype=torch.float32, device="cpu")[None, None]

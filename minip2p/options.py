@@ -104,9 +104,9 @@ def add_zoom(added: argparse.ArgumentParser) -> None:
 
 
 def times(text: str) -> int:
-    """A whole number from 1 up."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 up")
+    """A whole number from 1 to 64."""
+    if not text.isdecimal() or not 1 <= int(text) <= 64:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 to 64")
     return int(text)
 
 

@@ -121,7 +121,7 @@ class StableDiffusion:
         the empty one. size: a side or (height, width) in pixels. record: True keeps all cross-attention maps; "all" also keeps
         the maps before the edit. progress: a bar on stderr, if the run takes longer than two seconds.
         """
-        given, edit = edit, as_edit(edit)
+        given, edit = edit if isinstance(edit, AttentionEdit) else None, as_edit(edit)
         prompts = check_prompts(self.tokenizer, prompts, edit.prompts)
         saved = self.check_saved(inversion, recording, prompts, steps, guidance, negative, latents, seed)
         steps, guidance = defaults(steps, guidance, saved)

@@ -1,6 +1,6 @@
 """What `generate` returns, and pictures side by side."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -24,7 +24,7 @@ class Result:
     steps: int
     guidance: float
     seed: int | None = None  # of the noise; None if an inversion, a recording or latents brought it
-    edit: AttentionEdit | Callable | None = None  # what `generate` was given
+    edit: AttentionEdit | None = None  # that `generate` was given; None for none, and for a plain function
     maps: Maps | None = None  # record=True: the cross-attention maps, after the edit
     own_maps: Maps | None = None  # record="all": the maps before the edit
     masks: Tensor | None = None  # with a local blend: (steps, B - 1, 1, h, w), where the targets may differ from the source

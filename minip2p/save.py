@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from stat import S_IMODE
 
 from minip2p.errors import RequestError
 
@@ -34,7 +35,7 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
             temporary = Path(folder) / path.name
             temporary.touch()
-            mode = temporary.stat().st_mode  # of any new file; some writers create one that only its owner may read
+            mode = S_IMODE(temporary.stat().st_mode)  # of any new file; some writers create one that only its owner may read
             write(temporary)
             temporary.chmod(mode)
             temporary.replace(path)

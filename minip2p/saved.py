@@ -106,7 +106,7 @@ class SavedRun:
     def load(cls, path: str | Path):
         """Reads what `save` wrote, onto the CPU. RequestError, one line, for any other file."""
         path, kind = Path(os.path.expanduser(path)), cls.__name__.lower()
-        fix = f"give a file that `minip2p {cls.command}` wrote"
+        fix = f"give a file that `minip2p {cls.command}` wrote, in this version"
         try:
             with torch.inference_mode(False), safe_open(path, framework="pt") as file:
                 values = json.loads((file.metadata() or {})[kind])

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from pathlib import Path
-from types import FunctionType
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from PIL import Image
 
 from minip2p import Add, Inversion, LocalBlend, Reweight, StableDiffusion, Swap, images
 from minip2p import __main__ as command_line
-from minip2p import options as command_line_options
 from minip2p.__main__ import main
 from minip2p.options import build_parser
 from tests.inversions import DOG, NIGHT, PROMPT, input_picture
@@ -145,7 +143,7 @@ def test_explain_and_explore_write_a_figure_and_a_page(toy_once, tmp_path):
         (["edit", "a cat", "", "-o", "{}/e.png"], "target prompt of the edit is empty"),
         (["edit", "a cat", "a dog", "a cow", "-o", "{}/e.png", "--explain", "{}/s.png"], "--explain shows one edit"),
         (["explore", "a cat", "-o", "{}/e.html", "--reweight", "cat=2"], "--reweight needs an edit"),
-        (["generate", "a cat", "-o", "{}/cat.png", "--zoom", "0"], "--zoom: 0 is not a whole number from 1 up"),
+        (["generate", "a cat", "-o", "{}/cat.png", "--zoom", "0"], "--zoom: 0 is not a whole number from 1 to 64"),
         (["edit", "a cat", "a dog", "-o", "{}/e.png", "--explain", "{}/s.png", "--zoom", "0"], "--zoom: 0 is not"),
         (["explore", "a cat", "-o", "{}/e.html", "--self-replace-steps", "0"], "--self-replace-steps needs an edit"),
         (["record", "a dog", "-o", "{}/r.safetensors", "--inversion", "c.safetensors"], "c.safetensors"),
@@ -179,15 +177,9 @@ def test_a_device_without_memory_is_one_line(tmp_path, capsys, monkeypatch):
     assert error.count("\n") == 1 and "--dtype float16" in error and list(tmp_path.iterdir()) == []
 
 
-def test_help_is_printed_without_docstrings(monkeypatch, capsys):
-    """python -OO removes docstrings."""
-    for module in (command_line, command_line_options):
-        monkeypatch.setattr(module, "__doc__", None)
-        for function in [value for value in vars(module).values() if isinstance(value, FunctionType)]:
-            monkeypatch.setattr(function, "__doc__", None)
-    with pytest.raises(SystemExit) as done:
-        main(["--help"])
-    assert done.value.code == 0 and "invert" in capsys.readouterr().out
+def test_nothing_needs_docstrings():
+    """python -OO removes them."""
+    assert [file.name for file in (ROOT / "minip2p").rglob("*.py") if "__doc__" in file.read_text()] == []
 
 
 # ---------------------------------------------------------------- inversions and recordings

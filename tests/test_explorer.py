@@ -131,7 +131,8 @@ def test_the_edit_is_the_edit(name, toy, request):
         at = edit.at(step, result.steps)
         for j in single:
             first, last = target["windows"][j]
-            assert (first <= step < last) == (at.cross_open is not None and at.cross_open[0, 0, 0, tokens[j]["at"]].item())
+            assert (first <= step < last) == at.cross_open[0, 0, 0, tokens[j]["at"]].item()
+        assert at.any_open == bool(at.cross_open.any())
         assert (data["edit"]["self"][0] <= step < data["edit"]["self"][1]) == at.self_open
         if edit.blend:
             assert (step >= data["blend"]) == edit.blend.at(step, result.steps).active
@@ -182,7 +183,7 @@ def test_refusals_are_one_line(toy, swap):
         ((result, other), "a red tree"),
         ((result, windows), "is not the edit of this result"),
         ((replace(result, edit=None), edit), "is not the edit of this result"),
-        ((result, lambda attn, site: attn), "the edit is not the edit of this result"),
+        ((result, Around(edit)), "the edit is not the edit of this result"),
         ((result, edit, (5, 5)), "(5, 5)"),
         ((result, edit, 8), "the sizes are"),
     ]:
@@ -196,6 +197,25 @@ def test_the_edit_may_be_left_out_or_made_again(toy, swap):
     blend = LocalBlend(toy.tokenizer, HOUSE, [["house"], ["castle"]])
     again = Swap(toy.tokenizer, HOUSE, {"castle": (0.25, 0.8), "default_": 0.6}, 0.5, blend)
     assert explore(toy, result) == explore(toy, result, edit) == explore(toy, result, again)
+    elsewhere = replace(again, blend=LocalBlend(toy.tokenizer, HOUSE, "road"))
+    with pytest.raises(RequestError, match="is not the edit of this result"):
+        explore(toy, result, elsewhere)
+
+
+class Around(minip2p.AttentionEdit):
+    """An edit of one's own that uses a Swap."""
+
+    def __init__(self, swap):
+        self.swap = swap
+
+    def at(self, step, steps):
+        return self.swap.at(step, steps)
+
+
+def test_an_edit_inside_another_one_may_be_shown(toy):
+    swap = Swap(toy.tokenizer, HOUSE)
+    result = toy.generate(HOUSE, steps=2, edit=Around(swap), record=True, **QUIET)
+    assert read(explore(toy, result))["edit"] is None and read(explore(toy, result, swap))["edit"]["targets"]
 
 
 def test_a_local_blend_alone_says_when_it_begins(toy):
@@ -287,7 +307,7 @@ def test_fifty_steps_of_the_toy_are_under_a_megabyte(toy):
     assert len(page.encode()) < 1e6
 
 
-def large(toy, prompts: list[str], steps: int, record="all") -> Result:
+def large(toy, prompts: list[str], steps: int) -> Result:
     """What Stable Diffusion returns at 512 x 512, with maps that are rougher than real ones."""
     context, generator = toy.tokenizer.context, torch.Generator().manual_seed(0)
     sites = [Site(f"{side}", "cross", "up", side, side, side <= 16) for side in (64, 32, 16, 8)]

@@ -246,5 +246,9 @@ def test_pictures_to_latents_and_back(both):
 def test_any_kind_of_picture_is_encoded_as_its_colours(sd, mode):
     picture = Image.linear_gradient("L").resize((64, 64)).convert(mode)
     assert torch.equal(sd.encode_image(picture), sd.encode_image(picture.convert("RGB")))
-    nothing, white = Image.new("RGBA", picture.size), Image.new("RGB", picture.size, "white")
-    assert torch.equal(sd.encode_image(nothing), sd.encode_image(white)), "transparency lies over white, as in open_image"
+
+
+@pytest.mark.parametrize("alpha, grey", [(0, 255), (51, 204), (255, 0)])
+def test_transparency_lies_over_white_as_in_open_image(sd, alpha, grey):
+    black = Image.new("RGBA", (64, 64), (0, 0, 0, alpha))
+    assert torch.equal(sd.encode_image(black), sd.encode_image(Image.new("RGB", (64, 64), (grey,) * 3)))

@@ -1,6 +1,6 @@
 """The explorer: one HTML page on which a reader points at a word and sees where it looks, at every step.
 
-`explore` packs what a Result holds (maps, trajectory, masks, pictures) and what an Edit says (mapper, windows, weights) into
+`explore` packs what a Result holds (maps, predicted x0, masks, pictures) and what an Edit says (mapper, windows, weights) into
 JSON, and puts it into the template explorer.html. The script there does the rest; it loads nothing and needs no network.
 
 A prompt's tokens become columns: start, each token of a word, end, and all padding as one. Frames are the steps that the
@@ -21,6 +21,7 @@ from PIL import Image, features
 from tokenizers import decoders
 from torch import Tensor
 
+from minip2p.attention import AttentionEdit
 from minip2p.attention_store import Maps
 from minip2p.edits import Edit
 from minip2p.errors import RequestError
@@ -53,7 +54,7 @@ def explore(sd, result, edit: Edit | None = None, size: tuple[int, int] | None =
     many. RequestError if the result has no maps, or none of this size, or was made with another edit.
     """
     check(result, edit)
-    edit = result.edit
+    edit = edit if isinstance(edit, Edit) else result.edit
     texts = [Columns.of(result.maps.tokenizer, prompt) for prompt in result.prompts]
     sizes, shown = choose(result, texts, size)
     data = {
@@ -76,19 +77,20 @@ def check(result, edit) -> None:
     """RequestError, in one line, for what cannot be shown."""
     if result.maps is None:
         raise RequestError("this result has no attention maps: generate it with record=True")
-    if edit is not None and not same_edit(edit, result.edit):
+    own = result.edit
+    same = edit is own or isinstance(edit, Edit) and isinstance(own, Edit) and said_by(edit) == said_by(own)
+    around = isinstance(edit, Edit) and own is not None and not isinstance(own, Edit)  # an edit of one's own that uses this one
+    if isinstance(edit, AttentionEdit) and not same and not (around and edit.prompts == result.prompts):
         name = f"the edit of {list(edit.prompts)}" if isinstance(edit, Edit) else "the edit"
         raise RequestError(f"{name} is not the edit of this result: give that one, or leave it out")
 
 
-def same_edit(a, b) -> bool:
-    """Are they one edit, or two with the same prompts, mapper, windows, weights and kind of blend?"""
-    if a is b or not isinstance(a, Edit) or not isinstance(b, Edit):
-        return a is b
-    tensors = ("mapper", "has_source", "equalizer", "cross_replace")
-    alike = all(torch.equal(getattr(a, name).cpu(), getattr(b, name).cpu()) for name in tensors if a.prompts == b.prompts)
-    blends = [edit.blend and (edit.blend.start, edit.blend.threshold) for edit in (a, b)]
-    return alike and a.prompts == b.prompts and a.self_replace == b.self_replace and blends[0] == blends[1]
+def said_by(edit: Edit) -> list:
+    """All that an edit and its local blend say, so that two can be compared."""
+    parts = [getattr(edit, name) for name in ("prompts", "mapper", "has_source", "equalizer", "cross_replace", "self_replace")]
+    blend = edit.blend
+    parts += [blend.start, blend.threshold, blend.include, blend.exclude, blend.user_mask] if blend else []
+    return [part.tolist() if isinstance(part, Tensor) else part for part in parts]
 
 
 def blend_start(edit, steps: int) -> int | None:

@@ -32,6 +32,7 @@ def pages(toy, tmp_path_factory):
         "evil": (EVIL, lambda tokenizer: Add(tokenizer, EVIL), "all"),
         "one": (["cat"], lambda tokenizer: None, True),
         "no edit": (HOUSE, lambda tokenizer: None, True),
+        "blend alone": (HOUSE, lambda tokenizer: LocalBlend(tokenizer, HOUSE, ["house", "castle"], start=0.5), True),
     }
 
     def page(name: str):
@@ -275,7 +276,7 @@ def test_the_windows_lie_under_the_steps_they_are_open_in(browser, pages):
             "  return [bar.left <= mark.left + 1 && mark.left + 1 <= bar.right, each.classList.contains('open')] })"
         )
         at = edit.at(step, STEPS)
-        cross = at.cross_open is not None and at.cross_open[0, 0, 0, 3].item()
+        cross = at.cross_open[0, 0, 0, 3].item()
         assert inside == [[each, each] for each in (cross, at.self_open, at.blend.active)]
 
 
@@ -311,6 +312,9 @@ def test_choices(browser, pages):
     assert browser.texts("#say p")[-1] == "Under the map: the final picture."
     browser.open(pages("kept maps")[2])
     assert browser.find_all("input[name=view]") == [] and "predicted at step 10" in browser.texts(".plain")[0]
+    browser.open(pages("blend alone")[2])
+    assert browser.texts(".window-name") == [f"Local blendsteps {STEPS // 2 + 1} to {STEPS}"]
+    assert any("prompt 2 may differ from prompt 1" in said for said in browser.texts("#say p"))
     browser.open(pages("no edit")[2])
     assert browser.find_all("#lines path") == [] and browser.find_all(".window") == []
 

@@ -167,8 +167,8 @@ well, for 40 %. *With local blend*: also kept inside the mask of both nouns.
 
 The mean quantity of each word at each weight, cross-attention window 1, self-attention window 0, guidance {GUIDANCE:g}. Quantities are measured in
 pixels (`measures.py`): darkness, grey sky, bright specks, white pixels, coloured pixels of the ground, redness of the object. *Rises*: at every weight, and by
-15 % or more in all. Where no other token has copied a word, a weight of 0 takes it away, and below 0 little is left to fall. "red" is the
-exception: the noun reads its colour, so the object stays red without the word.
+15 % or more in all. Where no other token has copied a word, a weight of 0 takes it away, and below 0 little is left to fall. A colour is read by
+its noun, so that the object keeps it without the word.
 
 {table(["word", *(f"{weight:g}" for weight in WEIGHTS), "rises from -2", "rises from 0", "pictures"], words)}
 ## Do edits work on inverted pictures?

@@ -198,7 +198,7 @@ def inversion(bench: Bench, number: int) -> dict:
     prompts, before = [words, words.replace(old, new, 1)], bench.judge.look([picture])[0]
     rows = {}
     for method in ("ddim", "null-text"):
-        inverted = invert(bench.sd, picture, words, method, bench.steps, GUIDANCE, progress=False)
+        inverted = invert(bench.sd, picture, words, method, bench.steps, GUIDANCE, inner_steps=10, lr=0.01, progress=False)
         images = bench.sd.generate(prompts, inversion=inverted, edit=Swap(bench.sd.tokenizer, prompts), progress=False).images
         after = bench.judge.look(images)[1]
         edited = (before.find(old), after.find(new))

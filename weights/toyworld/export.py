@@ -4,6 +4,7 @@ import json
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from stat import S_IMODE
 
 import torch
 from safetensors.torch import save_file
@@ -27,7 +28,7 @@ def export(run: Path, folder: Path, size: Size) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as beside:
         fresh = Path(beside)
         write(run, fresh, size)
-        mode = (fresh / "model_index.json").stat().st_mode  # safetensors writes files that only their owner may read
+        mode = S_IMODE((fresh / "model_index.json").stat().st_mode)  # safetensors writes files that only their owner may read
         for file in [file.relative_to(fresh) for file in fresh.rglob("*") if file.is_file()]:
             (folder / file).parent.mkdir(exist_ok=True)
             (fresh / file).chmod(mode)
