@@ -44,8 +44,9 @@ show(grid([noisy, predicted], ["latents z_t", "predicted x0"], columns, CAPTION)
 # their details last. An edit that keeps the layout must therefore act from the first step on. Lesson 3 measures for how long.
 #
 # ## By hand
-# In training, clean latents x0 are mixed with noise: z_t = sqrt(a_t) x0 + sqrt(1 - a_t) noise. Here a_t is the share of the clean
-# picture's variance (papers write alpha-bar). DDIM (Song et al. 2020) solves this for x0, and mixes x0 with less of the same noise:
+# In training, clean latents x0 are mixed with noise: z_t = sqrt(a_t) x0 + sqrt(1 - a_t) noise. Here a_t is the share of the clean picture's
+# variance (papers write alpha-bar). DDIM (Song et al. 2020) puts the predicted noise eps there, solves for x0, and mixes x0 with less of
+# eps:
 #
 #     x0  = (z_t - sqrt(1 - a_t) eps) / sqrt(a_t)              the predicted clean latents
 #     z_s = sqrt(a_s) x0 + sqrt(1 - a_s) eps                   the next latents, at the smaller timestep s
@@ -61,7 +62,7 @@ show(grid([noisy, predicted], ["latents z_t", "predicted x0"], columns, CAPTION)
 @torch.no_grad()
 def denoise(z, prompt, w, unconditional=""):
     cond, uncond = sd.encode_text(prompt), sd.encode_text(unconditional)
-    timesteps, a = sd.schedule.timesteps(STEPS), sd.schedule.alphas(STEPS)  # a has one entry more: 1, the clean picture
+    timesteps, a = sd.schedule.timesteps(STEPS), sd.schedule.alphas(STEPS)  # a has one entry more: 0.999, almost clean
     for i, t in enumerate(timesteps):
         eps_cond = sd.schedule.to_eps(sd.unet(z.to(sd.dtype), t, cond), z, a[i])
         eps_uncond = sd.schedule.to_eps(sd.unet(z.to(sd.dtype), t, uncond), z, a[i])

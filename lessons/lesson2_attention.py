@@ -74,11 +74,11 @@ print(f"by hand and by library: largest difference of a share {(M.mean(1)[0] - l
 # word's value V at the right pixels. A pixel that will be house lowers the loss if it takes the value of "house". Training
 # therefore adjusts W_q and W_k until that pixel's query matches the key of "house".
 #
-# Our toy has seen far fewer pictures than Stable Diffusion, and learned this only weakly by itself. Its training therefore has a
-# second loss, *grounding*, which teaches the pixels of an object to attend to its word (weights/README.md). The picture below was
-# made without that loss, by the toy of commit ffa0ae1 with the command `python -m minip2p attend`. Mind the scales: this one ends near
-# a tenth, that of the first figure near nine tenths. (A part of the difference is the context, 77 tokens in that toy and 32 here: the
-# padding takes most of the attention.) "house" is bright on the tree as well, and "tree" is as bright on the house as on the tree.
+# Our toy has seen far fewer pictures than Stable Diffusion, and learned this only weakly by itself. Its training therefore has a second
+# loss, *grounding*, which teaches the pixels of an object to attend to its word (weights/README.md). The picture below was made without
+# that loss, by an earlier toy (commit ffa0ae1, not in a shallow clone) with `python -m minip2p attend PROMPT -o FILE`. Mind the scales:
+# this one ends near a tenth, that of the first figure near nine tenths. (In part because that toy reads 77 tokens and this one 32: those
+# that only fill up take most of the attention.) "house" is bright on the tree as well, and "tree" is as bright on the house as on the tree.
 #
 # ![maps of the toy that was trained without grounding](../images/ungrounded.png)
 #
@@ -113,8 +113,8 @@ show(maps_by_size(result, [NOUN, OTHER]), chosen, "04_sizes")
 # %% [markdown]
 # ## The layout settles early
 # How early? The curve is the correlation of a word's map at each step with the mean of its maps over the last fifth of the
-# steps, averaged over seeds. At 1 the map is final. It is near 1 at the first step already (mind the axis), and after a fifth of the
-# steps both words' maps are at 0.97 or above.
+# steps, averaged over seeds. At 1 the map is final. It is about nine tenths at the first step already (mind the axis), and after a fifth
+# of the steps both words' maps are at 0.97 or above.
 
 # %%
 lines = {}

@@ -78,8 +78,8 @@ print(f"by hand and by library: largest relative difference of the latents {diff
 # %% [markdown]
 # ## The maps before and after
 # The same swap from several seeds, which nobody picked. Without control, dog and house change places at seeds 1 to 3. With
-# Prompt-to-Prompt places and outlines stay, but colours may change: the houses of seeds 1 and 2 turn pink, that of seed 3 red. Local
-# blend (lesson 6) keeps them. The maps are means over all steps. So the map of "dog" has the shape of the cat: for 80 % of the steps it
+# Prompt-to-Prompt the house keeps place and outline, but colours may change: it turns light pink at seeds 1 and 2, red at seed 3. Local
+# blend (lesson 6) keeps colours. The maps are means over all steps. So the map of "dog" has the shape of the cat: for 80 % of the steps it
 # is the cat's. To save time, the source is recorded once, and `run_beside` runs all targets in one batch, each with its own edit.
 
 # %%
@@ -115,15 +115,15 @@ rows = {name: swap_row(detect, sources, pictures, OLD, SHAPE) for name, pictures
 table(f"{OLD} -> {SHAPE}, {seeds[0]} to {seeds[-1]}", [f"{SHAPE}, no {OLD}", "layout"], rows)
 
 # %% [markdown]
-# From 0.2/0 down, every row keeps more of the layout than the row above. With the n-th map the house is still the one of the new prompt
-# (seed 2 has even two houses and no tree). All word maps for 80 % of the steps (0.8/0) bring the layout from 0.24 to 0.37. The first
-# 20 % are not enough, although the source's maps settle that early (lesson 2): afterwards the target's own maps are back.
+# From 0.8/0 down, every row keeps more of the layout than the row above. With the n-th map no house is the source's (that of seed 1 is
+# purple; seed 2 has two houses and no tree, as with 0.2/0). All word maps for 80 % of the steps (0.8/0) bring the layout from 0.24 to
+# 0.37. The first 20 % are not enough, although the source's maps settle that early (lesson 2): then the target's own maps are back.
 #
-# With self-attention (0.8/0.4) the house has the source's place and outline at all seeds. But self-attention holds the old object's
-# outline, too. A tree has another outline than a cat, and may be lost: at 0.8/0.4 the tree of seed 2 is a bush with a window, at 0.8/0.8
-# only 25 % are found, at 1/1 none, and some pictures turn grey. A window of 1 for the word maps (1/0.4) changes little here: the
-# last steps draw details, and 0.8 leaves these to the new word. So 0.8/0.4 suits words of like shape, as cat and dog above. Where the
-# shape changes, self-attention needs a shorter window or none.
+# With self-attention (0.8/0.4) the house has the source's place and outline at seeds 1 to 3 (that of seed 0 is mirrored). But it holds the
+# old object's outline, too. A tree has another outline than a cat, and may be lost: at 0.8/0.4 the tree of seed 2 is a bush with a trace of
+# the cat's tail, at 0.8/0.8 only 25 % are found, at 1/1 none, and some pictures turn grey. A window of 1 for the word maps (1/0.4) changes
+# little here: the last steps draw details, and 0.8 leaves these to the new word. So 0.8/0.4 suits words of like shape, as cat and dog
+# above. Where the shape changes, self-attention needs a shorter window or none.
 #
 # ## Why the n-th map alone is not enough
 # With the n-th map alone nothing holds the house: its own map is free, and the house may move. A second reason is possible. CLIP's
@@ -152,9 +152,9 @@ show(grid([[sources[0], *pictures.values()]], (), ["source", *pictures], WORDS),
 table("the target's noise and maps", ["layout"], {name: [layout(sources[0], picture)] for name, picture in pictures.items()})
 
 # %% [markdown]
-# The maps carry the layout over to other noise. But noise decides much of a layout by itself: maps are nearly final at the first step
-# (lesson 2). This noise asks for another layout than these maps, and the picture gets blotches. From the source's own noise the edit is
-# clean and keeps more of the layout.
+# The maps carry the layout over to other noise. But noise decides much of a layout by itself: maps of the first step are already much like
+# the final ones (lesson 2). This noise asks for another layout than these maps, and the picture gets blotches. From the source's own noise
+# the edit is clean and keeps more of the layout.
 #
 # ## Exercises
 # 1. Put a castle in the cat's place: SHAPE = "castle". Which windows does it need? Why does the cat's place not suit it?

@@ -117,7 +117,7 @@ table("darkness (0: white, 1: black)", labels, dict(zip(["re-weighted", "rows di
 # The toy was trained on captions that say that a day is cloudy, but not how cloudy. Its training also asks two things of words for sky
 # and weather (weights/README.md): the more clouds a picture has, the more attention "cloudy" gets, and later tokens do not copy the word.
 # The figure shows one seed. The table shows what each word brings, from 0 to 1, averaged over seeds: grey sky, bright specks in the sky,
-# darkness, redness of the house. The curves divide by the value at weight 1. (weights/scorecard has two more words.)
+# darkness, redness of the house. The curves divide by the value at weight 1. (weights/scorecard: six words, other windows.)
 
 # %%
 WORDS = {"cloudy": f"{SCENE} on a cloudy day", "starry": f"{SCENE} on a starry night", "night": NIGHT}
@@ -135,13 +135,13 @@ show(curves(WEIGHTS, relative, "weight", "quantity, relative to weight 1", f"{SE
 # it gets no lighter. Above 1 there is hardly more of anything: a few more stars, no more clouds, and the night is darkest at 2. On this
 # toy a weight takes away well and adds little.
 #
-# "red" hardly moves. (At this seed the house is red in every prompt; the table averages four.) A likely reason is that "house" has read
-# "red" (lesson 2) and keeps its weight. It must: in "a red house next to a blue car" the model could not know otherwise which thing is
-# red. In Stable Diffusion all tokens read the words before them, so a weight on one token may change only a part of the word's effect.
+# "red" hardly moves, and the wrong way, from 0.41 to 0.38. (At this seed the house is red in the cloudy row, too, without the word.) A
+# likely reason is that "house" has read "red" (lesson 2) and keeps its weight. The noun has to read its colour: in "a red house next to a
+# blue car" the model could not know otherwise which thing is red. In Stable Diffusion all tokens read the words before them, so a weight on
+# one token may change only a part of the word's effect.
 #
 # The next table averages over all words. Layout is the correlation of the edges with those at weight 1. It falls on both sides,
-# most at -2 and 8. Confidence is the detector's score for house and tree, 0 for one that it does not find. It hardly falls: the toy's
-# objects hold at all weights.
+# most at -2 and 8. Confidence is the detector's score for house and tree (0: not found). It hardly falls: the objects hold.
 
 # %%
 table(f"all four words, {SEEDS}", labels, {"layout": kept, "confidence": sure})
