@@ -152,7 +152,7 @@ show(grid(sheet[:4], (), labels, f"Swaps straight after DDIM inversion, {STEPS} 
 # ## Unusual pictures
 # Guidance pushes towards what the words usually look like. Four usual pictures have unusual twins, picked for this: a black cat, a house
 # upside down, a huge ball, a castle on a cat. At 7.5 the house stands up, ball and castle are gone, the black cat has red spots. Each twin
-# comes back less exactly: the ball by far, the house clearly, the others a little (the last row's usual picture is lost as well).
+# then comes back less exactly: the ball by far, the house clearly, the others a little (the last usual one changes colours as well).
 
 # %%
 rows, sheet = unusual(sd, STEPS, (1, GUIDANCE))

@@ -118,10 +118,10 @@ table("reconstruction, PSNR in dB against the VAE's picture", ["numbers", "netwo
 # %% [markdown]
 # ## Why not tune the prompt's own embedding?
 # C can be optimised in the same way, and the source comes back as well. But an edit replaces C, and the target's prompt has no tuned
-# embedding. It keeps less background than with null-text, whose embedding serves the target too, and one edit of four succeeds. In "prompt,
-# carried over" the target has the tuned C + (its own embedding - the source's). The tuned C draws the old object, and no edit succeeds.
-# So the paper tunes the empty prompt: with it all four succeed, by the detector. It asks neither for place nor for colour: in the first
-# row the tree stands where the car was. (The swaps are those of lesson 7.)
+# embedding. In "prompt" it keeps less background than null-text, whose embedding serves the target too, and one of four succeeds. In
+# "prompt, carried over" the target has the tuned C + (its own embedding - the source's). The tuned C draws the old object, and no edit
+# succeeds. So the paper tunes the empty prompt: with it all four succeed, by the detector. It asks neither for place nor for colour: in the
+# first row the tree stands where the car was. (The swaps are those of lesson 7.)
 
 # %%
 drawn = tasks(sd, len(chosen.seeds), chosen.seed)
@@ -154,7 +154,7 @@ notes = [[f"{psnr(row[0], image):.1f} dB", *[""] * len(edits)] for row in sheet]
 show(grid(sheet, names, ["source", *edits], f"{PROMPT!r}, {STEPS} steps, guidance {GUIDANCE:g}", notes), chosen, "04_edits")
 
 # %% [markdown]
-# `sd.record` keeps the source's maps and latents. Later edits of the picture then run their targets alone, in half the time.
+# `sd.record` keeps the source's maps and latents. Later edits of the picture then run their targets alone: half the rows.
 
 # %%
 recording = sd.record(PROMPT, inversion=nulltext, progress=False)

@@ -32,7 +32,7 @@ swap = minip2p.Swap(sd.tokenizer, PROMPTS)
 # %% [markdown]
 # ## The idea
 # All methods invert the picture with DDIM at guidance 1 (lesson 7), and so have the pivot z*_0, ..., z*_T. Guided sampling
-# leaves the pivot. Each method changes another part of the guided step,
+# leaves the pivot. Two methods change N in the guided step, and one changes what comes after the step:
 #
 #     eps = eps(z_t, N) + w (eps(z_t, C) - eps(z_t, N))          N: embedding of the empty prompt, C: of the source prompt
 #
@@ -115,8 +115,8 @@ show(grid(sheet, (), labels, f"The first drawings of the table, {STEPS} steps, g
 
 # %% [markdown]
 # All three methods bring every source back, direct inversion to the VAE's limit by construction. The edit's background is kept best by
-# null-text and negative-prompt, and there all edits succeed. Success asks neither for place nor for colour: in the first row they put
-# the tree where the car was, and in the fourth their purple castle is partly white. Direct inversion lies between these and DDIM in
+# null-text and negative-prompt, and there all edits succeed. Success asks neither for place nor for colour: in the first row they put the
+# tree where the car was, and in the fourth their castle is a lighter purple than the house. Direct inversion lies between these and DDIM in
 # background. It does not correct the target, and two of its eight edits fail: in the first row a second car replaces the flower, in the
 # fourth the house stays. Null-text takes many times the network evaluations of the others. (Lesson 7 lists the first four swaps.)
 #
@@ -132,10 +132,11 @@ print(f"distance from eps(N) to eps(C) that null-text leaves: {mean(shares):.0%}
 
 # %% [markdown]
 # ## Exercises
-# 1. Set GUIDANCE to 1, 3 and 7.5 (without null-text, which is slow and refuses 1). Which columns depend on guidance? Why does
-#    "source" not, for two of the methods?
+# 1. Take "null-text" out of METHODS (it is slow and refuses guidance 1) and delete the last cell, which needs it. Set GUIDANCE to 1,
+#    3 and 7.5. Which columns depend on guidance? Why does "source" not, for two of the methods?
 # 2. Let "direct" put the target back as well during the first tenth of the steps: in `edit_by_hand`, use
 #    `torch.cat([pivot[step + 1 : step + 2]] * 2)` while step < STEPS // 10. What happens to the background, and what to the edit?
+#    Look at it with `sd.decode_latents(edit_by_hand("direct", ddim.latents.flip(0)))`.
 # 3. Give the swap of the first figure a local blend of both nouns (lesson 6). How much of the methods' difference outside the
 #    cat is left?
 

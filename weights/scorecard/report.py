@@ -160,14 +160,15 @@ object's box overlaps the old object's by more than 0.5. *Layout*: the correlati
 boxes of the swapped object, of the pictures in which the new noun is found.
 
 *N-th map*: only the swapped word takes the source's map. *Word maps*: all words do, for 80 % of the steps. *Prompt-to-Prompt*: self-attention as
-well, for 40 %. *With local blend*: also kept inside the mask of both nouns.
+well, for 40 %. *With local blend*: the change is also kept inside the mask of the old and the new
+noun.
 
 {table(["method", "swapped", "other object kept", "its colour", "in place", "layout", "background"], swap)}
 ## Does a weight change the amount?
 
 The mean quantity of each word at each weight, cross-attention window 1, self-attention window 0, guidance {GUIDANCE:g}. Quantities are measured in
 pixels (`measures.py`): darkness, grey sky, bright specks, white pixels, coloured pixels of the ground, redness of the object. *Rises*: at every weight, and by
-15 % or more in all. Where no other token has copied a word, a weight of 0 takes it away, and below 0 little is left to fall. A colour is read by
+15 % or more in all. Where no other token has copied a word, a weight of 0 takes most of it away, and below 0 little is left to fall. A colour is read by
 its noun, so that the object keeps it without the word.
 
 {table(["word", *(f"{weight:g}" for weight in WEIGHTS), "rises from -2", "rises from 0", "pictures"], words)}
