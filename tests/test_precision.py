@@ -45,7 +45,7 @@ ON_A_GPU = [("bfloat16", 35), ("float16", 40), ("float32", 60)]
 
 @pytest.mark.parametrize(
     "device, dtype, what, seeds, steps, least",
-    [("cpu", "bfloat16", "generation", 1, 4, 40), ("cpu", "float16", "every edit, recorded", 1, 3, 40),  # slow on most CPUs
+    [("cpu", "bfloat16", "generation", 1, 2, 40), ("cpu", "float16", "every edit, recorded", 1, 3, 40),  # slow on most CPUs
      *[("cuda", dtype, what, 3, 10, least) for dtype, least in ON_A_GPU for what in ("generation", "every edit, recorded")]],
 )  # fmt: skip
 def test_other_precisions_make_the_same_pictures(toy, monkeypatch, device, dtype, what, seeds, steps, least):

@@ -17,9 +17,9 @@ def turbo():
     return StableDiffusion.load(folder, "cpu"), reference
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 30])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 12])
 def test_generation_equals_diffusers(turbo, steps):
-    """3, 7 and 30 do not divide 1000: there a step does not end at the next step's timestep."""
+    """3, 7 and 12 do not divide 1000: there a step does not end at the next step's timestep."""
     sd, reference = turbo
     assert isinstance(reference.scheduler, DDIMScheduler)
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
