@@ -28,7 +28,7 @@ weights: $(RUNTIME) ## fetch Stable Diffusion into weights/ (MODEL=1.5, 1.4 or b
 toy: $(RUNTIME) ## train the toy Stable Diffusion anew (minutes on a GPU, a night on a CPU; weights/README.md)
 	$(PYTHON) -m weights.toyworld.train
 
-scorecard: $(RUNTIME) ## measure how good the toy is (ten minutes; weights/scorecard)
+scorecard: $(RUNTIME) ## measure how good the toy is (a quarter of an hour; weights/scorecard)
 	$(PYTHON) -m weights.scorecard
 
 bench: $(TESTING) ## compare speed and memory with diffusers and the authors' way
