@@ -65,7 +65,7 @@ class Inversion(SavedRun):
         return Chain([Pivot(self.latents.flip(0)), edit]) if self.method == "direct" else edit
 
     def check(self, fingerprint: Tensor, dtype: torch.dtype, negative=None, guidance=None, **asked) -> None:
-        """As in SavedRun, but only null-text is bound to its guidance, and an inversion has no negative prompt of its own."""
+        """As in SavedRun, but only null-text is bound to its guidance, and `negative` is refused where `uncond` takes its place."""
         if negative and self.uncond is not None:
             raise RequestError(
                 f"negative is {negative!r}, and the {self.method} inversion uses an unconditional embedding of its own: leave it out"
@@ -74,6 +74,7 @@ class Inversion(SavedRun):
 
     @classmethod
     def from_file(cls, tensors: dict[str, Tensor], values: dict) -> "Inversion":
+        """The inversion that `to_file` took apart. ValueError if its tensors have not one entry for each step."""
         values["losses"] = values["losses"] and tuple(map(tuple, values["losses"]))
         loaded = cls(**tensors, **values)
         rows = {"null-text": loaded.steps, "negative-prompt": 1}.get(loaded.method, 0)

@@ -62,6 +62,7 @@ class LocalBlend(AttentionEdit):
         return blend
 
     def at(self, step: int, steps: int) -> "LocalBlend":
+        """The blend at one step, with the attention of the steps before; step 0 forgets what an earlier run added up."""
         if step == 0:
             self.sums, self.masks = (0.0, 0.0), []  # of the attention to the included and the excluded words so far
         self.active = step >= int(self.start * steps)

@@ -67,6 +67,7 @@ class Recording(SavedRun):
 
     @classmethod
     def from_file(cls, tensors: dict[str, Tensor], values: dict) -> "Recording":
+        """The recording that `to_file` took apart. ValueError if its tensors have not one entry for each step."""
         sites = [Site(**site) for site in values.pop("sites")]
         maps = {site: tensors.pop(f"maps.{site.name}") for site in sites}
         loaded = cls(maps=maps, **tensors, **values)

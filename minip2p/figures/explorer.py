@@ -50,8 +50,9 @@ def explore(sd, result, edit: Edit | None = None, size: tuple[int, int] | None =
     """A self-contained HTML page about a result that was made with record=True, or with record="all" to show more.
 
     edit: the edit that the result was made with, or None, which means the same; the page shows its alignment, windows and
-    weights. size: the (height, width) of the maps to show. None: all sizes, or the finest low-resolution one where all are too
-    many. RequestError if the result has no maps, or none of this size, or was made with another edit.
+    weights, unless the edit is a plain function, which does not tell them. size: the (height, width) of the maps to show. None:
+    all sizes, or the finest low-resolution one where all are too many. RequestError if the result has no maps, or none of this
+    size, or was made with another edit.
     """
     check(result, edit)
     edit = edit if isinstance(edit, Edit) else result.edit
@@ -78,15 +79,15 @@ def check(result, edit) -> None:
     if result.maps is None:
         raise RequestError("this result has no attention maps: generate it with record=True")
     own = result.edit
-    same = edit is own or isinstance(edit, Edit) and isinstance(own, Edit) and said_by(edit) == said_by(own)
+    same = edit is own or isinstance(edit, Edit) and isinstance(own, Edit) and contents(edit) == contents(own)
     around = isinstance(edit, Edit) and own is not None and not isinstance(own, Edit)  # an edit of one's own that uses this one
     if isinstance(edit, AttentionEdit) and not same and not (around and edit.prompts == result.prompts):
         name = f"the edit of {list(edit.prompts)}" if isinstance(edit, Edit) else "the edit"
         raise RequestError(f"{name} is not the edit of this result: give that one, or leave it out")
 
 
-def said_by(edit: Edit) -> list:
-    """All that an edit and its local blend say, so that two can be compared."""
+def contents(edit: Edit) -> list:
+    """The settings of an edit and of its local blend, as values that == compares."""
     parts = [getattr(edit, name) for name in ("prompts", "mapper", "has_source", "equalizer", "cross_replace", "self_replace")]
     blend = edit.blend
     parts += [blend.start, blend.threshold, blend.include, blend.exclude, blend.user_mask] if blend else []
