@@ -17,6 +17,7 @@ from minip2p.attention_store import AttentionStore, Maps
 from minip2p.checks import check_numbers, check_prompts, check_size, plain_torch
 from minip2p.clip import TextEncoder
 from minip2p.compose import Chain, as_edit, at_step
+from minip2p.cuda_graph import GraphedUNet
 from minip2p.devices import advice, pick_device, pick_dtype
 from minip2p.errors import RequestError
 from minip2p.images import to_rgb
@@ -43,6 +44,7 @@ class StableDiffusion:
     device: torch.device
     dtype: torch.dtype
     path: str = field(default="")
+    graphed: GraphedUNet | None = None  # called in place of the UNet during generation, see cuda_graph.py
 
     @classmethod
     def load(
@@ -51,17 +53,22 @@ class StableDiffusion:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         prediction_type: str | None = None,
+        cuda_graph: bool = False,
     ) -> "StableDiffusion":
         """Loads a folder in diffusers' layout or one .safetensors file; CheckpointError says what is wrong with a file.
 
         device None: cuda, else mps, else cpu. dtype None: float16 on cuda, float32 elsewhere. prediction_type: "epsilon" or
-        "v_prediction", for a single file that does not say what its network predicts.
+        "v_prediction", for a single file that does not say what its network predicts. cuda_graph: on a GPU, generation starts the
+        UNet's kernels together and so waits less (see cuda_graph.py).
         """
         device = pick_device(device)
         dtype = pick_dtype(dtype, device)
+        if cuda_graph and device.type != "cuda":
+            raise RequestError(f"cuda_graph is for NVIDIA GPUs and the device is {device}: leave it out")
         parts = checkpoint.load(path, device, dtype, prediction_type)
         networks = (parts.text_encoder, parts.unet, parts.vae)
-        return cls(parts.tokenizer, *networks, parts.schedule, device, dtype, str(path))
+        graphed = GraphedUNet(parts.unet) if cuda_graph else None
+        return cls(parts.tokenizer, *networks, parts.schedule, device, dtype, str(path), graphed)
 
     def __repr__(self) -> str:
         millions = sum(p.numel() for network in (self.unet, self.text_encoder, self.vae) for p in network.parameters()) / 1e6
@@ -164,14 +171,14 @@ class StableDiffusion:
         z (B, 4, h, w): the noise; cond (B, T, D): the prompts; uncond (steps, T, D): the unconditional embedding of each step.
         eps = eps_uncond + guidance * (eps_cond - eps_uncond) (Ho & Salimans 2022, arXiv 2207.12598), in float32.
         """
-        levels = self.schedule.levels(len(uncond))
+        levels, unet = self.schedule.levels(len(uncond)), self.graphed or self.unet
         for i, (t, a, a_next) in enumerate(tqdm(levels, disable=not progress, delay=2, leave=False)):
             step_edit = at_step(edit, i, len(levels))
             if guidance == 1:  # eps_uncond would cancel
-                eps = self.schedule.to_eps(self.unet(z.to(self.dtype), t, cond, step_edit), z, a)
+                eps = self.schedule.to_eps(unet(z.to(self.dtype), t, cond, step_edit), z, a)
             else:
                 z_in, text = torch.cat([z, z]), torch.cat([uncond[i].expand_as(cond), cond])
-                output = self.unet(z_in.to(self.dtype), t, text, step_edit, n_uncond=len(z))
+                output = unet(z_in.to(self.dtype), t, text, step_edit, n_uncond=len(z))
                 eps_uncond, eps_cond = self.schedule.to_eps(output, z_in, a).chunk(2)
                 eps = eps_uncond + guidance * (eps_cond - eps_uncond)
             x0 = pred_x0(z, eps, a)

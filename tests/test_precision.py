@@ -38,7 +38,7 @@ def pictures(sd: StableDiffusion, what: str, seeds: int, steps: int) -> torch.Te
         return sd.vae.decode(scaled.to(sd.device, sd.dtype)).float().cpu().clamp(-1, 1)
 
 
-# bfloat16 rounds eight times as coarsely as float16: its medians were 38.5 and 39.8 dB on an H200. float32 has TF32 in convolutions,
+# bfloat16 rounds eight times as coarsely as float16: its medians were 38 to 40 dB on an H200. float32 has TF32 in convolutions,
 # torch's default; its worst picture had 39.6 dB there.
 ON_A_GPU = [("bfloat16", 35), ("float16", 40), ("float32", 60)]
 
@@ -55,7 +55,7 @@ def test_other_precisions_make_the_same_pictures(toy, monkeypatch, device, dtype
     monkeypatch.setattr(StableDiffusion, "decode_latents", lambda sd, latents: [])  # `pictures` decodes, without rounding
     other = StableDiffusion.load(TOY, device, dtype)
     alike = psnr(pictures(other, what, seeds, steps), pictures(toy, what, seeds, steps))
-    assert alike.median() > least and alike.min() > min(least, 50) - 15, alike
+    assert alike.quantile(0.5) > least and alike.min() > min(least, 50) - 15, alike
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -30,6 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from minip2p import StableDiffusion, Swap
+from minip2p.cuda_graph import GraphedUNet
 from minip2p.recording import map_bytes
 from tests import restatement
 from tests.bench import bench_null_text
@@ -42,8 +43,11 @@ RATIOS = [
     ("our edit / diffusers' plain generation", "edit", "diffusers"),
     ("our edit / the authors' way", "edit", "authors"),
     ("second edit of a recorded source / first", "second", "edit"),
+    ("our edit with CUDA graphs / without", "graphed", "edit"),
+    ("second edit / first, both with CUDA graphs", "second_graphed", "graphed"),
 ]
 NAMES = {"diffusers": "diffusers, plain", "plain": "ours, plain", "edit": "ours, an edit", "second": "ours, a second edit",
+         "graphed": "ours, an edit, CUDA graphs", "second_graphed": "ours, a second edit, CUDA graphs",
          "authors": "the authors' way, float32"}  # fmt: skip
 
 
@@ -82,6 +86,12 @@ def loaded(case: Case) -> StableDiffusion:
 
 
 @cache
+def with_graphs(sd: StableDiffusion, rows: int) -> StableDiffusion:
+    """One for each number of rows, because a GraphedUNet keeps the graphs of one shape only."""
+    return replace(sd, graphed=GraphedUNet(sd.unet))
+
+
+@cache
 def theirs(folder: str, device: str, dtype: str) -> StableDiffusionPipeline:
     pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=getattr(torch, dtype)).to(device)
     pipeline.set_progress_bar_config(disable=True)
@@ -106,14 +116,14 @@ def plain(case: Case) -> Callable:
     return lambda: sd.generate(PROMPTS, steps=case.steps, size=case.pixels, progress=False)
 
 
-def edit(case: Case) -> Callable:
-    sd = ours(case)
+def edit(case: Case, graphs: bool = False) -> Callable:
+    sd = with_graphs(ours(case), 4) if graphs else ours(case)
     swap = Swap(sd.tokenizer, PROMPTS)
     return lambda: sd.generate(PROMPTS, steps=case.steps, size=case.pixels, edit=swap, progress=False)
 
 
-def second(case: Case) -> Callable:
-    sd = ours(case)
+def second(case: Case, graphs: bool = False) -> Callable:
+    sd = with_graphs(ours(case), 2) if graphs else ours(case)
     swap = Swap(sd.tokenizer, PROMPTS)
     recording = sd.record(PROMPTS[0], steps=case.steps, size=case.pixels, progress=False)
     return lambda: sd.generate(PROMPTS, recording=recording, edit=swap, progress=False)
@@ -139,6 +149,11 @@ def authors(case: Case) -> Callable:
 
 
 PROGRAMS = {function.__name__: function for function in (diffusers, plain, edit, second, authors)}
+GRAPHS = {"graphed": partial(edit, graphs=True), "second_graphed": partial(second, graphs=True)}
+
+
+def programs(case: Case) -> dict[str, Callable]:
+    return PROGRAMS | (GRAPHS if case.device == "cuda" else {})
 
 
 # ---------------------------------------------------------------- measuring, in a process of its own
@@ -154,13 +169,17 @@ def seconds(run: Callable, device: str) -> float:
 
 def measure_times(case: Case) -> dict:
     """The median seconds of each program, and the median over the rounds of each ratio."""
-    for make in PROGRAMS.values():  # a short run to warm up
+    for make in programs(case).values():  # a short run to warm up
         make(replace(case, steps=min(case.steps, 10) if case.decode else 1))()
-    runs = {name: make(case) for name, make in PROGRAMS.items()}
+    runs = {name: make(case) for name, make in programs(case).items()}
     rounds = []
     for _ in range(case.rounds):
         rounds.append({name: seconds(run, case.device) for name, run in runs.items()})
-    ratios = [statistics.median(each[above] / each[below] for each in rounds) for _, above, below in RATIOS]
+    ratios = {
+        label: statistics.median(each[above] / each[below] for each in rounds)
+        for label, above, below in RATIOS
+        if above in runs and below in runs
+    }
     medians = {name: statistics.median(each[name] for each in rounds) for name in runs}
     return {"ratios": ratios, "seconds": medians} | floor(case) | recorded(case)
 
@@ -171,7 +190,7 @@ def measure_memory(case: Case, name: str) -> dict:
     A recording counts as part of the models; its size is a number of its own.
     """
     case = case if case.decode else replace(case, steps=2)
-    run = PROGRAMS[name](case)
+    run = programs(case)[name](case)
     gc.collect()
     if case.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -244,12 +263,13 @@ def report(case: Case) -> None:
     times = in_a_process(case, "times")
     where = f"{case.dtype}, {case.device}, {case.rounds} rounds{'' if case.decode else ', without decoding'}"
     print(f"\n{case.size}, {case.pixels} x {case.pixels}, {case.steps} steps, two prompts, {where}")
-    for (label, _, _), ratio in zip(RATIOS, times["ratios"]):
+    for label, ratio in times["ratios"].items():
         print(f"  {label:45}{ratio:8.2f}")
     best = times["flops"] / times["rate"]
-    print(f"  {'our edit / the arithmetic floor':45}{times['seconds']['edit'] / best:8.2f}")
+    for name in [name for name in ("edit", "graphed") if name in times["seconds"]]:
+        print(f"  {f'{NAMES[name]} / the arithmetic floor':45}{times['seconds'][name] / best:8.2f}")
     print(f"  {'':45}{'seconds':>8}{'peak MiB':>10}{'above the models':>18}", flush=True)
-    for name, label in NAMES.items():
+    for name, label in [(name, label) for name, label in NAMES.items() if name in times["seconds"]]:
         memory = in_a_process(case, name)
         above = memory["peak"] - memory["model"]
         print(f"  {label:45}{times['seconds'][name]:8.2f}{memory['peak']:10.0f}{above:18.0f}", flush=True)
@@ -258,10 +278,11 @@ def report(case: Case) -> None:
     print(f"  {f'a recording of {case.steps} steps':45}{'':8}{times['recording']:10.0f}", flush=True)
 
 
-def cases(size: str, device: str, folder: str) -> list[Case]:
-    dtypes = ("float16", "float32") if device == "cuda" else ("float32", "bfloat16")
+def cases(size: str, device: str, folder: str, dtype: str | None) -> list[Case]:
+    dtypes = (dtype,) if dtype else ("float16", "float32") if device == "cuda" else ("float32", "bfloat16")
     if size == "toy":  # bfloat16 takes minutes on CPUs without instructions for it
-        return [Case(size, folder, device, dtype, 64, 10, 9) for dtype in dtypes if device == "cuda" or dtype == "float32"]
+        dtypes = dtypes if device == "cuda" or dtype else ("float32",)
+        return [Case(size, folder, device, dtype, 64, 10, 9) for dtype in dtypes]
     if device == "cuda":
         return [Case(size, folder, device, dtype, 512, 50, 3) for dtype in dtypes]
     return [Case(size, folder, device, dtype, 512, 5, 1, decode=False) for dtype in dtypes]
@@ -271,6 +292,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
     parser.add_argument("--size", choices=("toy", "sd1", "all"), default="toy")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: two of them")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -283,7 +305,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             if size == "sd1":
                 write_sd1(Path(scratch))
-            for case in cases(size, args.device, str(TOY) if size == "toy" else scratch):
+            for case in cases(size, args.device, str(TOY) if size == "toy" else scratch, args.dtype):
                 report(case)
         print("\na null-text step; ratio: time / the published way's", flush=True)
         subprocess.run([sys.executable, "-m", "tests.bench.bench_null_text", size, args.device], check=True)

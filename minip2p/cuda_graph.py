@@ -1,0 +1,103 @@
+"""CUDA graphs: the UNet's kernels recorded once and started together in every step, with the edit between them.
+
+A fast GPU computes many of a step's thousand kernels sooner than Python starts them. A CUDA graph starts a recorded sequence
+of kernels at once, on the same places in memory. An edit cannot be recorded, because it is Python and may do something else in
+every step. So the recording is cut at each layer whose maps the edit wants: graph, edit, graph, edit, ..., graph.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minip2p.attention import AttentionEdit, Site
+from minip2p.checks import check_edited
+from minip2p.unet import UNet
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One kind of UNet call. The tensors are the places in memory from which the graphs read and to which they write."""
+
+    latents: Tensor
+    t: Tensor
+    text: Tensor
+    graphs: list[torch.cuda.CUDAGraph]
+    maps: list[tuple[Tensor, Site]]  # between each graph and the next: what the edit is given
+    output: Tensor
+
+    def replay(self, latents: Tensor, t: int, text: Tensor, edit: AttentionEdit) -> Tensor:
+        """The UNet's output for these inputs, as `UNet.forward` gives it."""
+        self.latents.copy_(latents)
+        self.t.fill_(t)
+        self.text.copy_(text)
+        for graph, (attn, site) in zip(self.graphs, self.maps):
+            graph.replay()
+            attn.copy_(check_edited(edit(attn.clone(), site), attn, site))  # a clone, because an edit may keep what it is given
+        self.graphs[-1].replay()
+        return self.output.clone()
+
+
+class Cuts(AttentionEdit):
+    """Stands in for the edit while a call is recorded: ends one graph and begins the next at each layer that the edit wants."""
+
+    def __init__(self, wanted: tuple[Site, ...], pool: tuple[int, int]):
+        self.wanted, self.pool = wanted, pool
+        self.graphs: list[torch.cuda.CUDAGraph] = []
+        self.maps: list[tuple[Tensor, Site]] = []
+
+    def begin(self) -> None:
+        self.graphs.append(torch.cuda.CUDAGraph())
+        self.graphs[-1].capture_begin(self.pool)
+
+    def end(self) -> None:
+        self.graphs[-1].capture_end()
+
+    def wants(self, site: Site) -> bool:
+        return site in self.wanted
+
+    def __call__(self, attn: Tensor, site: Site) -> Tensor:
+        self.end()
+        self.maps.append((attn, site))
+        self.begin()
+        return attn
+
+
+class GraphedUNet:
+    """Called as the UNet is, without gradients. A call of a kind runs as usual the first time and from its graphs ever after.
+
+    Calls are of one kind if their shapes are equal and the edit wants the same layers; it is asked about all layers before the
+    first. Graphs keep their memory until a call has other shapes.
+    """
+
+    def __init__(self, unet: UNet):
+        self.unet = unet
+        self.shapes: tuple = ()
+        self.recorded: dict[tuple[Site, ...], Recorded | None] = {}  # by the layers wanted; None after the first call
+
+    def __call__(self, latents: Tensor, t: int, text: Tensor, edit: AttentionEdit, n_uncond: int = 0) -> Tensor:
+        shapes = (latents.shape, latents.dtype, text.shape, n_uncond)
+        if shapes != self.shapes:
+            self.shapes, self.recorded = shapes, {}
+            self.sites = self.unet.sites(*latents.shape[-2:])
+            self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(latents.device)
+        wanted = tuple(site for site in self.sites if edit.wants(site))
+        if wanted not in self.recorded:
+            self.recorded[wanted] = None
+            return self.unet(latents, t, text, edit, n_uncond)  # which also loads the kernels; that cannot be recorded
+        if self.recorded[wanted] is None:
+            self.recorded[wanted] = self.record(latents, text, wanted, n_uncond)
+        return self.recorded[wanted].replay(latents, t, text, edit)
+
+    def record(self, latents: Tensor, text: Tensor, wanted: tuple[Site, ...], n_uncond: int) -> Recorded:
+        """One call, cut where the edit will run. Its kernels are noted down and not run."""
+        inputs = latents.clone(), torch.zeros((), dtype=torch.long, device=latents.device), text.clone()
+        cuts = Cuts(wanted, self.pool)
+        torch.cuda.synchronize(latents.device)
+        with torch.cuda.stream(self.stream):  # CUDA records no work of the default stream
+            cuts.begin()
+            try:
+                output = self.unet(*inputs, cuts, n_uncond)
+            finally:
+                cuts.end()
+        return Recorded(*inputs, cuts.graphs, cuts.maps, output)

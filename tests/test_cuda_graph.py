@@ -1,0 +1,155 @@
+"""CUDA graphs change nothing but the time. Where there is no GPU, a stand-in replays torch's operations instead of kernels."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from minip2p import Add, LocalBlend, RequestError, Reweight, StableDiffusion, Swap
+from minip2p.attention import AttentionEdit
+from minip2p.cuda_graph import GraphedUNet
+
+PROMPTS = ["a red cat on the grass", "a red dog on the grass"]
+RUN = {"steps": 5, "size": 32, "progress": False}
+DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+
+
+class Operations(TorchDispatchMode):
+    """torch.cuda.CUDAGraph for a CPU: notes torch's operations, and repeats them on the same tensors."""
+
+    captured = 0
+
+    def capture_begin(self, pool) -> None:
+        type(self).captured += 1
+        self.done = []
+        self.__enter__()
+
+    def capture_end(self) -> None:
+        self.__exit__(None, None, None)
+
+    def __torch_dispatch__(self, operation, types, given=(), named=None):
+        result = operation(*given, **(named or {}))
+        self.done.append((operation, given, named or {}, result))
+        return result
+
+    def replay(self) -> None:
+        for operation, given, named, result in self.done:
+            for kept, new in zip(tree_leaves(result), tree_leaves(operation(*given, **named))):
+                if isinstance(kept, torch.Tensor) and kept.data_ptr() != new.data_ptr():
+                    kept.copy_(new)
+
+
+@pytest.fixture(params=DEVICES)
+def models(request, sd1, monkeypatch) -> tuple[StableDiffusion, StableDiffusion]:
+    """A model without and with graphs, with the same weights."""
+    if request.param == "cuda":
+        plain = StableDiffusion.load(sd1.folder, "cuda", "float32")
+        return plain, StableDiffusion.load(sd1.folder, "cuda", "float32", cuda_graph=True)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Operations)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    return sd1.ours, replace(sd1.ours, graphed=GraphedUNet(sd1.ours.unet))
+
+
+def swap(sd):
+    return Swap(sd.tokenizer, PROMPTS, 0.8, 0.4, LocalBlend(sd.tokenizer, PROMPTS, ["cat", "dog"]))
+
+
+def reweight(sd):
+    return Reweight(sd.tokenizer, PROMPTS, {"grass": -2.0}, base=Add(sd.tokenizer, PROMPTS, {"default_": 0.8, "dog": (0.2, 0.6)}))
+
+
+class Keeper(AttentionEdit):
+    """Keeps the very tensors that it is given, changes them in place, and does something else in each step."""
+
+    def __init__(self, step: int = 0):
+        self.kept, self.step = [], step
+
+    def at(self, step, steps):
+        self.step = step
+        return self
+
+    def wants(self, site):
+        return site.kind == "cross"
+
+    def __call__(self, attn, site):
+        self.kept.append(attn)
+        return attn.mul_(1 + self.step)
+
+
+EDITS = {"none": lambda sd: None, "swap and blend": swap, "re-weight": reweight, "an edit of one's own": lambda sd: Keeper(),
+         "a function": lambda sd: lambda attn, site: attn.flip(-1)}  # fmt: skip
+
+
+@pytest.mark.parametrize("guidance", [1.0, 7.5])
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_graphs_change_nothing(models, edit, guidance):
+    runs, edits = [], []
+    for sd in models:
+        for seed in (0, 1):  # the second run replays the graphs of the first
+            edits.append(edit(sd))
+            runs.append(sd.generate(PROMPTS, seed, edit=edits[-1], guidance=guidance, record="all", **RUN))
+    for plain, graphed in zip(runs[:2], runs[2:]):
+        assert torch.equal(plain.trajectory, graphed.trajectory)
+        for site, maps in plain.maps.by_site.items():
+            assert torch.equal(maps, graphed.maps.by_site[site])
+        assert (plain.masks is None) == (graphed.masks is None)
+        assert plain.masks is None or torch.equal(plain.masks, graphed.masks)
+    if isinstance(edits[0], Keeper):
+        assert all(map(torch.equal, edits[0].kept, edits[2].kept)), "what an edit kept is not overwritten"
+
+
+def test_graphs_replay_recordings_and_follow_a_change_of_size(models):
+    plain, graphed = models
+    for size in (32, 64, 32):
+        options = RUN | {"size": size}
+        pictures = []
+        for sd in models:
+            recording = sd.record(PROMPTS[0], **options)
+            pictures.append(sd.generate(PROMPTS, recording=recording, edit=swap(sd), progress=False).latents)
+        assert torch.equal(*pictures)
+
+
+def test_a_graph_is_recorded_once_for_each_choice_of_layers(models, monkeypatch):
+    """Windows of 0.8 and 0.4 in 5 steps: two with self-attention, two without, and one without edited maps."""
+    _, sd = models
+    forwards = []
+    forward = sd.unet.forward
+    monkeypatch.setattr(sd.unet, "forward", lambda *given, **named: forwards.append(given) or forward(*given, **named))
+    edit = Swap(sd.tokenizer, PROMPTS, 0.8, 0.4)
+    sd.generate(PROMPTS, edit=edit, **RUN)
+    assert len(forwards) == 5, "a first call and a recording of two choices, and one call of the third"
+    sd.generate(PROMPTS, edit=edit, **RUN)
+    assert len(forwards) == 6, "the recording of the third"
+    sd.generate(PROMPTS, edit=edit, **RUN)
+    assert len(forwards) == 6
+
+
+@torch.no_grad()
+def test_an_output_is_the_caller_s_own(models):
+    plain, graphed = models
+    noise, text = graphed.init_latents(0, 32), graphed.encode_text(PROMPTS[0])
+    outputs = [graphed.graphed(noise, t, text, AttentionEdit()) for t in (1, 201, 401, 601)]
+    for t, output in zip((1, 201, 401, 601), outputs):
+        assert torch.equal(output, plain.unet(noise, t, text, AttentionEdit()))
+
+
+def test_an_edit_that_returns_other_shapes_is_refused_in_a_replay_too(models):
+    _, sd = models
+    calls = []
+
+    def spoiled(attn, site):
+        calls.append(site)
+        return attn if calls.count(site) < 4 else attn[..., 1:]  # in the fourth step
+
+    with pytest.raises(RequestError, match="return maps of the same shape"):
+        sd.generate(PROMPTS, edit=spoiled, **RUN)
+    assert sd.generate(PROMPTS, edit=swap(sd), **RUN).latents.isfinite().all()
+
+
+def test_a_device_without_cuda_has_no_graphs(sd1):
+    with pytest.raises(RequestError, match="cuda_graph is for NVIDIA GPUs and the device is cpu: leave it out"):
+        StableDiffusion.load(sd1.folder, "cpu", cuda_graph=True)
