@@ -29,8 +29,9 @@ class Site:
 class AttentionEdit:
     """The interface of everything that reads or changes attention maps during generation; a subclass overrides what it needs.
 
-    `generate` calls `prepare` once, and `at` once per step. Each attention layer then calls `wants` once, and passes its maps
-    through the edit if the answer is true. After the DDIM step `generate` calls `after_step` with the new latents.
+    `generate` calls `prepare` once, and `at` once per step. Each attention layer then calls `wants` once (with CUDA graphs, all
+    layers call it first), and passes its maps through the edit if the answer is true. After the DDIM step `generate` calls
+    `after_step` with the new latents.
     """
 
     prompts: tuple[str, ...] | None = None  # the prompts the edit was made for, the source first; None: any prompts

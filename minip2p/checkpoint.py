@@ -57,8 +57,8 @@ def load(path: str | Path, device: torch.device, dtype: torch.dtype, prediction_
     with torch.inference_mode(False), torch.no_grad():  # inference tensors could not be used for gradients later
         read = load_folder if path.is_dir() else load_single_file
         components, notes = read(path, device, dtype, prediction_type)
-    if device.type == "cuda" and dtype != torch.float32:  # otherwise cuDNN brings every convolution's input into this order
-        components.unet.to(memory_format=torch.channels_last)
+        if device.type == "cuda" and dtype != torch.float32:  # the order in which cuDNN convolves in half precision
+            components.unet.to(memory_format=torch.channels_last)
     refuse_mixed_parts(components, path)
     if notes:
         print(f"minip2p: {path}: {'; '.join(notes)}", file=sys.stderr)

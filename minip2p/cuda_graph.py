@@ -63,28 +63,52 @@ class Cuts(AttentionEdit):
         return attn
 
 
-class GraphedUNet:
-    """Called as the UNet is, without gradients. A call of a kind runs as usual the first time and from its graphs ever after.
+class Chosen(AttentionEdit):
+    """An edit that has been asked already which layers it wants."""
 
-    Calls are of one kind if their shapes are equal and the edit wants the same layers; it is asked about all layers before the
-    first. Graphs keep their memory until a call has other shapes.
+    def __init__(self, edit: AttentionEdit, wanted: tuple[Site, ...]):
+        self.edit, self.wanted = edit, wanted
+
+    def wants(self, site: Site) -> bool:
+        return site in self.wanted
+
+    def __call__(self, attn: Tensor, site: Site) -> Tensor:
+        return self.edit(attn, site)
+
+
+class GraphedUNet:
+    """Called as the UNet is, with an AttentionEdit; one run at a time.
+
+    The first call of a kind runs as usual, the second is recorded, and from then on the graphs are replayed. Calls are of one
+    kind if their shapes are equal and the edit wants the same layers. The edit is asked about all layers before the first.
+    Graphs keep their memory until a call has other shapes.
     """
 
     def __init__(self, unet: UNet):
         self.unet = unet
+        self.stream = torch.cuda.Stream(next(unet.parameters()).device)  # CUDA records no work of the default stream
+        self.places: list[int] = []  # where the weights are in memory
         self.shapes: tuple = ()
         self.recorded: dict[tuple[Site, ...], Recorded | None] = {}  # by the layers wanted; None after the first call
 
+    def for_a_run(self) -> "GraphedUNet":
+        """Itself, without its graphs if weights were replaced since: graphs read them from a fixed place in memory."""
+        places = [weight.data_ptr() for weight in self.unet.parameters()]
+        if places != self.places:
+            self.places, self.recorded = places, {}
+        return self
+
     def __call__(self, latents: Tensor, t: int, text: Tensor, edit: AttentionEdit, n_uncond: int = 0) -> Tensor:
-        shapes = (latents.shape, latents.dtype, text.shape, n_uncond)
+        if torch.is_grad_enabled() or torch.is_inference_mode_enabled() or torch.is_autocast_enabled("cuda"):
+            return self.unet(latents, t, text, edit, n_uncond)  # the caller's modes would be recorded, too
+        shapes = (latents.shape, latents.dtype, text.shape, text.dtype, n_uncond)
         if shapes != self.shapes:
             self.shapes, self.recorded = shapes, {}
-            self.sites = self.unet.sites(*latents.shape[-2:])
-            self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(latents.device)
+            self.sites, self.pool = self.unet.sites(*latents.shape[-2:]), torch.cuda.graph_pool_handle()
         wanted = tuple(site for site in self.sites if edit.wants(site))
         if wanted not in self.recorded:
             self.recorded[wanted] = None
-            return self.unet(latents, t, text, edit, n_uncond)  # which also loads the kernels; that cannot be recorded
+            return self.unet(latents, t, text, Chosen(edit, wanted), n_uncond)  # also loads the kernels; that is not recorded
         if self.recorded[wanted] is None:
             self.recorded[wanted] = self.record(latents, text, wanted, n_uncond)
         return self.recorded[wanted].replay(latents, t, text, edit)
@@ -94,7 +118,8 @@ class GraphedUNet:
         inputs = latents.clone(), torch.zeros((), dtype=torch.long, device=latents.device), text.clone()
         cuts = Cuts(wanted, self.pool)
         torch.cuda.synchronize(latents.device)
-        with torch.cuda.stream(self.stream):  # CUDA records no work of the default stream
+        torch.cuda.empty_cache()  # memory that is free, but kept by torch, is of no use to a recording
+        with torch.cuda.stream(self.stream):
             cuts.begin()
             try:
                 output = self.unet(*inputs, cuts, n_uncond)

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ class StableDiffusion:
     device: torch.device
     dtype: torch.dtype
     path: str = field(default="")
-    graphed: GraphedUNet | None = None  # called in place of the UNet during generation, see cuda_graph.py
+    cuda_graph: bool = False
 
     @classmethod
     def load(
@@ -58,8 +59,8 @@ class StableDiffusion:
         """Loads a folder in diffusers' layout or one .safetensors file; CheckpointError says what is wrong with a file.
 
         device None: cuda, else mps, else cpu. dtype None: float16 on cuda, float32 elsewhere. prediction_type: "epsilon" or
-        "v_prediction", for a single file that does not say what its network predicts. cuda_graph: on a GPU, generation starts the
-        UNet's kernels together and so waits less (see cuda_graph.py).
+        "v_prediction", for a single file that does not say what its network predicts. cuda_graph: generate faster on an NVIDIA
+        GPU, with the UNet's work recorded and replayed (cuda_graph.py).
         """
         device = pick_device(device)
         dtype = pick_dtype(dtype, device)
@@ -67,14 +68,18 @@ class StableDiffusion:
             raise RequestError(f"cuda_graph is for NVIDIA GPUs and the device is {device}: leave it out")
         parts = checkpoint.load(path, device, dtype, prediction_type)
         networks = (parts.text_encoder, parts.unet, parts.vae)
-        graphed = GraphedUNet(parts.unet) if cuda_graph else None
-        return cls(parts.tokenizer, *networks, parts.schedule, device, dtype, str(path), graphed)
+        return cls(parts.tokenizer, *networks, parts.schedule, device, dtype, str(path), cuda_graph)
 
     def __repr__(self) -> str:
         millions = sum(p.numel() for network in (self.unet, self.text_encoder, self.vae) for p in network.parameters()) / 1e6
         return (
             f"<StableDiffusion {self.path}, {millions:,.0f} M weights, {self.device}, {str(self.dtype).removeprefix('torch.')}>"
         )
+
+    @cached_property
+    def graphed(self) -> GraphedUNet:
+        """Called in place of the UNet during generation if `cuda_graph` is true; it keeps its graphs from run to run."""
+        return GraphedUNet(self.unet)
 
     # ---------------------------------------------------------------- text and pictures
 
@@ -171,7 +176,7 @@ class StableDiffusion:
         z (B, 4, h, w): the noise; cond (B, T, D): the prompts; uncond (steps, T, D): the unconditional embedding of each step.
         eps = eps_uncond + guidance * (eps_cond - eps_uncond) (Ho & Salimans 2022, arXiv 2207.12598), in float32.
         """
-        levels, unet = self.schedule.levels(len(uncond)), self.graphed or self.unet
+        levels, unet = self.schedule.levels(len(uncond)), self.graphed.for_a_run() if self.cuda_graph else self.unet
         for i, (t, a, a_next) in enumerate(tqdm(levels, disable=not progress, delay=2, leave=False)):
             step_edit = at_step(edit, i, len(levels))
             if guidance == 1:  # eps_uncond would cancel

@@ -1,5 +1,6 @@
 """CUDA graphs change nothing but the time. Where there is no GPU, a stand-in replays torch's operations instead of kernels."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -9,20 +10,16 @@ from torch.utils._pytree import tree_leaves
 
 from minip2p import Add, LocalBlend, RequestError, Reweight, StableDiffusion, Swap
 from minip2p.attention import AttentionEdit
-from minip2p.cuda_graph import GraphedUNet
 
 PROMPTS = ["a red cat on the grass", "a red dog on the grass"]
 RUN = {"steps": 5, "size": 32, "progress": False}
-DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+DEVICES = [("cpu", "float32")] + [("cuda", "float32"), ("cuda", "float16")] * torch.cuda.is_available()
 
 
 class Operations(TorchDispatchMode):
     """torch.cuda.CUDAGraph for a CPU: notes torch's operations, and repeats them on the same tensors."""
 
-    captured = 0
-
     def capture_begin(self, pool) -> None:
-        type(self).captured += 1
         self.done = []
         self.__enter__()
 
@@ -41,17 +38,17 @@ class Operations(TorchDispatchMode):
                     kept.copy_(new)
 
 
-@pytest.fixture(params=DEVICES)
+@pytest.fixture(params=DEVICES, ids=" ".join)
 def models(request, sd1, monkeypatch) -> tuple[StableDiffusion, StableDiffusion]:
     """A model without and with graphs, with the same weights."""
-    if request.param == "cuda":
-        plain = StableDiffusion.load(sd1.folder, "cuda", "float32")
-        return plain, StableDiffusion.load(sd1.folder, "cuda", "float32", cuda_graph=True)
+    if request.param[0] == "cuda":
+        graphed = StableDiffusion.load(sd1.folder, *request.param, cuda_graph=True)
+        return replace(graphed, cuda_graph=False), graphed
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Operations)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
-    return sd1.ours, replace(sd1.ours, graphed=GraphedUNet(sd1.ours.unet))
+    return sd1.ours, replace(sd1.ours, cuda_graph=True)
 
 
 def swap(sd):
@@ -84,27 +81,26 @@ EDITS = {"none": lambda sd: None, "swap and blend": swap, "re-weight": reweight,
          "a function": lambda sd: lambda attn, site: attn.flip(-1)}  # fmt: skip
 
 
-@pytest.mark.parametrize("guidance", [1.0, 7.5])
+@pytest.mark.parametrize("guidance, record", [(1.0, "all"), (7.5, False)])
 @pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
-def test_graphs_change_nothing(models, edit, guidance):
+def test_graphs_change_nothing(models, edit, guidance, record):
     runs, edits = [], []
     for sd in models:
-        for seed in (0, 1):  # the second run replays the graphs of the first
+        for seed in range(3):  # a kind of call that comes once in a run is recorded in the second and replayed in the third
             edits.append(edit(sd))
-            runs.append(sd.generate(PROMPTS, seed, edit=edits[-1], guidance=guidance, record="all", **RUN))
-    for plain, graphed in zip(runs[:2], runs[2:]):
+            runs.append(sd.generate(PROMPTS, seed, edit=edits[-1], guidance=guidance, record=record, **RUN))
+    for plain, graphed in zip(runs[:3], runs[3:]):
         assert torch.equal(plain.trajectory, graphed.trajectory)
-        for site, maps in plain.maps.by_site.items():
+        for site, maps in plain.maps.by_site.items() if record else ():
             assert torch.equal(maps, graphed.maps.by_site[site])
         assert (plain.masks is None) == (graphed.masks is None)
         assert plain.masks is None or torch.equal(plain.masks, graphed.masks)
     if isinstance(edits[0], Keeper):
-        assert all(map(torch.equal, edits[0].kept, edits[2].kept)), "what an edit kept is not overwritten"
+        assert all(map(torch.equal, edits[0].kept, edits[3].kept)), "what an edit kept is not overwritten"
 
 
 def test_graphs_replay_recordings_and_follow_a_change_of_size(models):
-    plain, graphed = models
-    for size in (32, 64, 32):
+    for size in (32, 48, 32):
         options = RUN | {"size": size}
         pictures = []
         for sd in models:
@@ -132,9 +128,68 @@ def test_a_graph_is_recorded_once_for_each_choice_of_layers(models, monkeypatch)
 def test_an_output_is_the_caller_s_own(models):
     plain, graphed = models
     noise, text = graphed.init_latents(0, 32), graphed.encode_text(PROMPTS[0])
+    noise = noise.to(plain.dtype)
     outputs = [graphed.graphed(noise, t, text, AttentionEdit()) for t in (1, 201, 401, 601)]
     for t, output in zip((1, 201, 401, 601), outputs):
         assert torch.equal(output, plain.unet(noise, t, text, AttentionEdit()))
+
+
+@torch.no_grad()
+def test_weights_may_be_changed_or_replaced_between_runs(models):
+    plain, _ = models
+    plain = replace(plain, unet=deepcopy(plain.unet))
+    graphed = replace(plain, cuda_graph=True)
+    layer = plain.unet.conv_in
+    for change in (
+        lambda: None,
+        lambda: layer.bias.add_(0.1),
+        lambda: setattr(layer.bias, "data", layer.bias + 0.1),
+        lambda: setattr(layer, "bias", torch.nn.Parameter(layer.bias + 0.1)),
+    ):
+        change()
+        assert torch.equal(*(sd.generate(PROMPTS, edit=swap(sd), **RUN).latents for sd in (plain, graphed)))
+    other = replace(graphed, unet=models[0].unet)
+    assert torch.equal(*(sd.generate(PROMPTS, edit=swap(sd), **RUN).latents for sd in (models[0], other)))
+
+
+def test_a_call_with_gradients_has_no_graphs(models):
+    _, sd = models
+    text = sd.encode_text(PROMPTS[0]).requires_grad_()
+    noise = sd.init_latents(0, 32).to(sd.dtype)
+    for _ in range(3):
+        assert sd.graphed(noise, 1, text, AttentionEdit()).requires_grad
+    assert not sd.graphed.recorded
+
+
+def test_the_edit_is_asked_once_about_each_layer(models):
+    _, sd = models
+    asked = []
+
+    class Asked(AttentionEdit):
+        def wants(self, site):
+            asked.append(site)
+            return site.kind == "cross"
+
+    sd.generate(PROMPTS, edit=Asked(), **RUN)
+    assert len(asked) == RUN["steps"] * len(set(asked))
+
+
+def test_an_error_while_recording_ends_the_recording(models, monkeypatch):
+    plain, sd = models
+    expected = plain.generate(PROMPTS, edit=swap(plain), **RUN).latents
+    forward, calls = sd.unet.forward, []
+
+    def failing(*given, **named):
+        calls.append(given)
+        result = forward(*given, **named)
+        if len(calls) == 2:  # the recording
+            raise RuntimeError("a spoiled layer")
+        return result
+
+    monkeypatch.setattr(sd.unet, "forward", failing)
+    with pytest.raises(RuntimeError, match="a spoiled layer"):
+        sd.generate(PROMPTS, edit=swap(sd), **RUN)
+    assert torch.equal(sd.generate(PROMPTS, edit=swap(sd), **RUN).latents, expected)
 
 
 def test_an_edit_that_returns_other_shapes_is_refused_in_a_replay_too(models):
@@ -147,7 +202,7 @@ def test_an_edit_that_returns_other_shapes_is_refused_in_a_replay_too(models):
 
     with pytest.raises(RequestError, match="return maps of the same shape"):
         sd.generate(PROMPTS, edit=spoiled, **RUN)
-    assert sd.generate(PROMPTS, edit=swap(sd), **RUN).latents.isfinite().all()
+    assert torch.equal(*(model.generate(PROMPTS, edit=swap(model), **RUN).latents for model in models)), "later runs are right"
 
 
 def test_a_device_without_cuda_has_no_graphs(sd1):

@@ -30,7 +30,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from minip2p import StableDiffusion, Swap
-from minip2p.cuda_graph import GraphedUNet
 from minip2p.recording import map_bytes
 from tests import restatement
 from tests.bench import bench_null_text
@@ -88,7 +87,7 @@ def loaded(case: Case) -> StableDiffusion:
 @cache
 def with_graphs(sd: StableDiffusion, rows: int) -> StableDiffusion:
     """One for each number of rows, because a GraphedUNet keeps the graphs of one shape only."""
-    return replace(sd, graphed=GraphedUNet(sd.unet))
+    return replace(sd, cuda_graph=True)
 
 
 @cache
