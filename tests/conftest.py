@@ -1,20 +1,21 @@
-"""Models that all tests share: small random Stable Diffusions, made once per session, and the toy."""
+"""Models that all tests share: small random Stable Diffusions, made once per session, and the toy.
+
+diffusers is imported where it is used: the process that hands out the tests loads this file too, and would start seconds later.
+"""
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
-from diffusers.loaders import single_file_utils
 from hypothesis import settings
 
 from minip2p import Inversion, StableDiffusion, convert, invert
 from minip2p.inversion import METHODS
 from tests.checkpoints import copy, manifest, put
 from tests.inversions import PROMPT, QUIET, RATE, SIZE, STEPS, input_picture
-from tests.pipelines import random_pipeline, sharp_pipeline
 
 TOY = Path(__file__).resolve().parent.parent / "weights" / "toy"
 
@@ -29,41 +30,43 @@ settings.load_profile("minip2p")
 class Pair:
     """The same model as diffusers made it, on disk, and as this package loads it."""
 
-    reference: StableDiffusionPipeline
+    reference: Any  # diffusers' StableDiffusionPipeline
     folder: Path
     ours: StableDiffusion
 
 
-def _pair(make, flavour: str, tmp_path_factory) -> Pair:
+def _pair(kind: str, flavour: str, tmp_path_factory) -> Pair:
+    from tests import pipelines
+
     folder = tmp_path_factory.mktemp(flavour)
-    reference = make(folder, flavour)
+    reference = getattr(pipelines, f"{kind}_pipeline")(folder, flavour)
     return Pair(reference, folder, StableDiffusion.load(folder, device="cpu"))
 
 
 @pytest.fixture(scope="session")
 def sd1(tmp_path_factory) -> Pair:
-    return _pair(random_pipeline, "sd1", tmp_path_factory)
+    return _pair("random", "sd1", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def sd2(tmp_path_factory) -> Pair:
-    return _pair(random_pipeline, "sd2", tmp_path_factory)
+    return _pair("random", "sd2", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def deep(tmp_path_factory) -> Pair:
-    return _pair(random_pipeline, "deep", tmp_path_factory)
+    return _pair("random", "deep", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def sharp1(tmp_path_factory) -> Pair:
     """Attention so uneven that every edit shows."""
-    return _pair(sharp_pipeline, "sd1", tmp_path_factory)
+    return _pair("sharp", "sd1", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def sharp2(tmp_path_factory) -> Pair:
-    return _pair(sharp_pipeline, "sd2", tmp_path_factory)
+    return _pair("sharp", "sd2", tmp_path_factory)
 
 
 @pytest.fixture(params=["sharp1", "sharp2"])
@@ -107,6 +110,8 @@ def compvis(deep) -> dict[str, str]:
 
     The converter is given the names of a real single file. Each tensor holds the number of its name.
     """
+    from diffusers.loaders import single_file_utils
+
     numbered = list(manifest("sd1-single-file"))
     markers = {name: torch.full((1, 1, 1, 1), i) for i, name in enumerate(numbered)}
     text = single_file_utils.convert_ldm_clip_checkpoint(markers)
