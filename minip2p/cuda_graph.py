@@ -1,8 +1,8 @@
-"""CUDA graphs: the UNet's kernels recorded once and started together in every step, with the edit between them.
+"""CUDA graphs: the UNet's kernels captured once and started together in every step, with the edit between them.
 
-A fast GPU computes many of a step's thousand kernels sooner than Python starts them. A CUDA graph starts a recorded sequence
-of kernels at once, on the same places in memory. An edit cannot be recorded, because it is Python and may do something else in
-every step. So the recording is cut at each layer whose maps the edit wants: graph, edit, graph, edit, ..., graph.
+A fast GPU computes many of a step's thousand kernels sooner than Python starts them. A CUDA graph starts a captured sequence
+of kernels at once, on the same places in memory. An edit cannot be captured, because it is Python and may do something else in
+every step. So the capture is cut at each layer whose maps the edit wants: graph, edit, graph, edit, ..., graph.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from minip2p.unet import UNet
 
 
 @dataclass(frozen=True)
-class Recorded:
+class CapturedCall:
     """One kind of UNet call. The tensors are the places in memory from which the graphs read and to which they write."""
 
     latents: Tensor
@@ -39,7 +39,7 @@ class Recorded:
 
 
 class Cuts(AttentionEdit):
-    """Stands in for the edit while a call is recorded: ends one graph and begins the next at each layer that the edit wants."""
+    """Stands in for the edit while a call is captured: ends one graph and begins the next at each layer that the edit wants."""
 
     def __init__(self, wanted: tuple[Site, ...], pool: tuple[int, int]):
         self.wanted, self.pool = wanted, pool
@@ -79,50 +79,50 @@ class Chosen(AttentionEdit):
 class GraphedUNet:
     """Called as the UNet is, with an AttentionEdit; one run at a time.
 
-    The first call of a kind runs as usual, the second is recorded, and from then on the graphs are replayed. Calls are of one
+    The first call of a kind runs as usual, the second is captured, and from then on the graphs are replayed. Calls are of one
     kind if their shapes are equal and the edit wants the same layers. The edit is asked about all layers before the first.
     Graphs keep their memory until a call has other shapes.
     """
 
     def __init__(self, unet: UNet):
         self.unet = unet
-        self.stream = torch.cuda.Stream(next(unet.parameters()).device)  # CUDA records no work of the default stream
-        self.places: list[int] = []  # where the weights are in memory
+        self.stream = torch.cuda.Stream(next(unet.parameters()).device)  # CUDA captures no work of the default stream
+        self.addresses: list[int] = []  # of the weights in memory
         self.shapes: tuple = ()
-        self.recorded: dict[tuple[Site, ...], Recorded | None] = {}  # by the layers wanted; None after the first call
+        self.captured: dict[tuple[Site, ...], CapturedCall | None] = {}  # by the layers wanted; None after the first call
 
     def for_a_run(self) -> "GraphedUNet":
-        """Itself, without its graphs if weights were replaced since: graphs read them from a fixed place in memory."""
-        places = [weight.data_ptr() for weight in self.unet.parameters()]
-        if places != self.places:
-            self.places, self.recorded = places, {}
+        """Itself, without its graphs if weights were replaced since: graphs read them from fixed addresses."""
+        addresses = [weight.data_ptr() for weight in self.unet.parameters()]
+        if addresses != self.addresses:
+            self.addresses, self.captured = addresses, {}
         return self
 
     def __call__(self, latents: Tensor, t: int, text: Tensor, edit: AttentionEdit, n_uncond: int = 0) -> Tensor:
         if torch.is_grad_enabled() or torch.is_inference_mode_enabled() or torch.is_autocast_enabled("cuda"):
-            return self.unet(latents, t, text, edit, n_uncond)  # the caller's modes would be recorded, too
+            return self.unet(latents, t, text, edit, n_uncond)  # the caller's modes would be captured, too
         shapes = (latents.shape, latents.dtype, text.shape, text.dtype, n_uncond)
         if shapes != self.shapes:
-            self.shapes, self.recorded = shapes, {}
+            self.shapes, self.captured = shapes, {}
             self.sites, self.pool = self.unet.sites(*latents.shape[-2:]), torch.cuda.graph_pool_handle()
         wanted = tuple(site for site in self.sites if edit.wants(site))
-        if wanted not in self.recorded:
-            self.recorded[wanted] = None
-            return self.unet(latents, t, text, Chosen(edit, wanted), n_uncond)  # also loads the kernels; that is not recorded
-        if self.recorded[wanted] is None:
-            self.recorded[wanted] = self.record(latents, text, wanted, n_uncond)
-        return self.recorded[wanted].replay(latents, t, text, edit)
+        if wanted not in self.captured:
+            self.captured[wanted] = None
+            return self.unet(latents, t, text, Chosen(edit, wanted), n_uncond)  # also loads the kernels; that cannot be captured
+        if self.captured[wanted] is None:
+            self.captured[wanted] = self.capture(latents, text, wanted, n_uncond)
+        return self.captured[wanted].replay(latents, t, text, edit)
 
-    def record(self, latents: Tensor, text: Tensor, wanted: tuple[Site, ...], n_uncond: int) -> Recorded:
+    def capture(self, latents: Tensor, text: Tensor, wanted: tuple[Site, ...], n_uncond: int) -> CapturedCall:
         """One call, cut where the edit will run. Its kernels are noted down and not run."""
         inputs = latents.clone(), torch.zeros((), dtype=torch.long, device=latents.device), text.clone()
         cuts = Cuts(wanted, self.pool)
         torch.cuda.synchronize(latents.device)
-        torch.cuda.empty_cache()  # memory that is free, but kept by torch, is of no use to a recording
+        torch.cuda.empty_cache()  # memory that is free, but kept by torch, is of no use to a capture
         with torch.cuda.stream(self.stream):
             cuts.begin()
             try:
                 output = self.unet(*inputs, cuts, n_uncond)
             finally:
                 cuts.end()
-        return Recorded(*inputs, cuts.graphs, cuts.maps, output)
+        return CapturedCall(*inputs, cuts.graphs, cuts.maps, output)

@@ -60,7 +60,7 @@ class StableDiffusion:
 
         device None: cuda, else mps, else cpu. dtype None: float16 on cuda, float32 elsewhere. prediction_type: "epsilon" or
         "v_prediction", for a single file that does not say what its network predicts. cuda_graph: generate faster on an NVIDIA
-        GPU, with the UNet's work recorded and replayed (cuda_graph.py).
+        GPU, with the UNet's kernels captured and replayed (cuda_graph.py).
         """
         device = pick_device(device)
         dtype = pick_dtype(dtype, device)

@@ -86,7 +86,7 @@ EDITS = {"none": lambda sd: None, "swap and blend": swap, "re-weight": reweight,
 def test_graphs_change_nothing(models, edit, guidance, record):
     runs, edits = [], []
     for sd in models:
-        for seed in range(3):  # a kind of call that comes once in a run is recorded in the second and replayed in the third
+        for seed in range(3):  # a kind of call that comes once in a run is captured in the second and replayed in the third
             edits.append(edit(sd))
             runs.append(sd.generate(PROMPTS, seed, edit=edits[-1], guidance=guidance, record=record, **RUN))
     for plain, graphed in zip(runs[:3], runs[3:]):
@@ -109,7 +109,7 @@ def test_graphs_replay_recordings_and_follow_a_change_of_size(models):
         assert torch.equal(*pictures)
 
 
-def test_a_graph_is_recorded_once_for_each_choice_of_layers(models, monkeypatch):
+def test_a_graph_is_captured_once_for_each_choice_of_layers(models, monkeypatch):
     """Windows of 0.8 and 0.4 in 5 steps: two with self-attention, two without, and one without edited maps."""
     _, sd = models
     forwards = []
@@ -117,9 +117,9 @@ def test_a_graph_is_recorded_once_for_each_choice_of_layers(models, monkeypatch)
     monkeypatch.setattr(sd.unet, "forward", lambda *given, **named: forwards.append(given) or forward(*given, **named))
     edit = Swap(sd.tokenizer, PROMPTS, 0.8, 0.4)
     sd.generate(PROMPTS, edit=edit, **RUN)
-    assert len(forwards) == 5, "a first call and a recording of two choices, and one call of the third"
+    assert len(forwards) == 5, "a first call and a capture of two choices, and one call of the third"
     sd.generate(PROMPTS, edit=edit, **RUN)
-    assert len(forwards) == 6, "the recording of the third"
+    assert len(forwards) == 6, "the capture of the third"
     sd.generate(PROMPTS, edit=edit, **RUN)
     assert len(forwards) == 6
 
@@ -158,7 +158,7 @@ def test_a_call_with_gradients_has_no_graphs(models):
     noise = sd.init_latents(0, 32).to(sd.dtype)
     for _ in range(3):
         assert sd.graphed(noise, 1, text, AttentionEdit()).requires_grad
-    assert not sd.graphed.recorded
+    assert not sd.graphed.captured
 
 
 def test_the_edit_is_asked_once_about_each_layer(models):
@@ -174,7 +174,7 @@ def test_the_edit_is_asked_once_about_each_layer(models):
     assert len(asked) == RUN["steps"] * len(set(asked))
 
 
-def test_an_error_while_recording_ends_the_recording(models, monkeypatch):
+def test_an_error_during_a_capture_ends_it(models, monkeypatch):
     plain, sd = models
     expected = plain.generate(PROMPTS, edit=swap(plain), **RUN).latents
     forward, calls = sd.unet.forward, []
@@ -182,7 +182,7 @@ def test_an_error_while_recording_ends_the_recording(models, monkeypatch):
     def failing(*given, **named):
         calls.append(given)
         result = forward(*given, **named)
-        if len(calls) == 2:  # the recording
+        if len(calls) == 2:  # the capture
             raise RuntimeError("a spoiled layer")
         return result
 
