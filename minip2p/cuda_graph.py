@@ -103,8 +103,7 @@ class GraphedUNet:
             return self.unet(latents, t, text, edit, n_uncond)  # the caller's modes would be captured, too
         shapes = (latents.shape, latents.dtype, text.shape, text.dtype, n_uncond)
         if shapes != self.shapes:
-            self.shapes, self.captured = shapes, {}
-            self.sites, self.pool = self.unet.sites(*latents.shape[-2:]), torch.cuda.graph_pool_handle()
+            self.shapes, self.sites, self.captured = shapes, self.unet.sites(*latents.shape[-2:]), {}
         wanted = tuple(site for site in self.sites if edit.wants(site))
         if wanted not in self.captured:
             self.captured[wanted] = None
@@ -116,6 +115,8 @@ class GraphedUNet:
     def capture(self, latents: Tensor, text: Tensor, wanted: tuple[Site, ...], n_uncond: int) -> CapturedCall:
         """One call, cut where the edit will run. Its kernels are noted down and not run."""
         inputs = latents.clone(), torch.zeros((), dtype=torch.long, device=latents.device), text.clone()
+        if not any(self.captured.values()):  # a pool of memory goes with its last graph, and graphs of two shapes share none
+            self.pool = torch.cuda.graph_pool_handle()
         cuts = Cuts(wanted, self.pool)
         torch.cuda.synchronize(latents.device)
         torch.cuda.empty_cache()  # memory that is free, but kept by torch, is of no use to a capture

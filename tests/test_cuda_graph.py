@@ -2,6 +2,8 @@
 
 from copy import deepcopy
 from dataclasses import replace
+from itertools import count
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -19,7 +21,11 @@ DEVICES = [("cpu", "float32")] + [("cuda", "float32"), ("cuda", "float16")] * to
 class Operations(TorchDispatchMode):
     """torch.cuda.CUDAGraph for a CPU: notes torch's operations, and repeats them on the same tensors."""
 
-    def capture_begin(self, pool) -> None:
+    pools: dict[int, WeakSet] = {}  # the graphs of each
+
+    def capture_begin(self, pool: int) -> None:
+        assert self.pools.get(pool, True), "a pool is gone with its last graph, and a capture into it fails on a GPU"
+        self.pools.setdefault(pool, WeakSet()).add(self)
         self.done = []
         self.__enter__()
 
@@ -45,7 +51,8 @@ def models(request, sd1, monkeypatch) -> tuple[StableDiffusion, StableDiffusion]
         graphed = StableDiffusion.load(sd1.folder, *request.param, cuda_graph=True)
         return replace(graphed, cuda_graph=False), graphed
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Operations)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    monkeypatch.setattr(Operations, "pools", {})
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", count().__next__)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
     return sd1.ours, replace(sd1.ours, cuda_graph=True)
