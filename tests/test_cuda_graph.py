@@ -84,12 +84,17 @@ class Keeper(AttentionEdit):
         return attn.mul_(1 + self.step)
 
 
-EDITS = {"none": lambda sd: None, "swap and blend": swap, "re-weight": reweight, "an edit of one's own": lambda sd: Keeper(),
-         "a function": lambda sd: lambda attn, site: attn.flip(-1)}  # fmt: skip
+CASES = {  # name: (the edit of a model, guidance, record)
+    "none": (lambda sd: None, 7.5, False),
+    "swap and blend": (swap, 7.5, False),
+    "swap and blend, recorded": (swap, 1.0, "all"),
+    "re-weight": (reweight, 7.5, True),
+    "an edit of one's own": (lambda sd: Keeper(), 7.5, False),
+    "a function, recorded": (lambda sd: lambda attn, site: attn.flip(-1), 1.0, "all"),
+}
 
 
-@pytest.mark.parametrize("guidance, record", [(1.0, "all"), (7.5, False)])
-@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+@pytest.mark.parametrize("edit, guidance, record", CASES.values(), ids=CASES)
 def test_graphs_change_nothing(models, edit, guidance, record):
     runs, edits = [], []
     for sd in models:
