@@ -4,7 +4,6 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 from minip2p.edit_options import is_swap
@@ -34,8 +33,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"minip2p: {error}", file=sys.stderr)
         return 2
-    except torch.OutOfMemoryError:
-        print("minip2p: the device's memory is full: try --dtype float16, fewer targets, or --device cpu", file=sys.stderr)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate" not in str(error):  # torch's errors of CUDA and of the CPU say so
+            raise
+        print("minip2p: the memory is full: try fewer targets, or on a GPU --dtype float16 or --device cpu", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("minip2p: stopped; nothing was written", file=sys.stderr)
@@ -65,7 +66,7 @@ def run_edit(args: Namespace) -> None:
     """Writes source and edited pictures side by side, and with --explain a figure of how the edit was made."""
     output = writable(args.output, PICTURES)
     story = writable(args.explain, FIGURES) if args.explain else None
-    if story and story.absolute() == output.absolute():
+    if story and story.resolve() == output.resolve():
         raise RequestError(f"--explain and --output are both {output}: give the story a name of its own")
     if story and len(args.targets) > 1:
         raise RequestError(f"--explain shows one edit and there are {len(args.targets)} targets: give one")
@@ -106,6 +107,8 @@ def run_invert(args: Namespace) -> None:
 def run_record(args: Namespace) -> None:
     """Writes the recording of a prompt, or of an inverted picture."""
     output = writable(args.output, (".safetensors",))
+    if args.inversion and Path(args.inversion).resolve() == output.resolve():
+        raise RequestError(f"--inversion and --output are both {output}: give the recording a name of its own")
     check_seed(args, args.inversion)
     sd = load(args)
     inversion = Inversion.load(args.inversion) if args.inversion else None
@@ -211,4 +214,6 @@ def save_pictures(path: Path, pictures: list[Image.Image], zoom: int | None) -> 
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # some consoles have no character for every prompt
     sys.exit(main())

@@ -74,21 +74,18 @@ def check_size(size: int | tuple[int, int], unit: int) -> tuple[int, int]:
 # ---------------------------------------------------------------- prompts and edits
 
 
-def check_prompts(
-    tokenizer: CLIPTokenizer, prompts: str | Sequence[str], edited: tuple[str, ...] | None = None
-) -> tuple[str, ...]:
-    """One prompt or several as a tuple. `edited`: the prompts that an edit was made for, which must be the same."""
+def check_prompts(tokenizer: CLIPTokenizer, prompts: str | Sequence[str]) -> tuple[str, ...]:
+    """One prompt or several as a tuple."""
     prompts = (prompts,) if isinstance(prompts, str) else prompts
     if not isinstance(prompts, Sequence) or not prompts:
         raise PromptError(f"there is no prompt in {brief(prompts)}: give one string or a list of them")
-    prompts = tuple(tokenizer.check(prompt) for prompt in prompts)
-    if edited is not None and edited != prompts:
-        raise PromptError(f"the edit was made for {list(edited)} and the prompts are {list(prompts)}: give both the same")
-    return prompts
+    return tuple(tokenizer.check(prompt) for prompt in prompts)
 
 
 def check_edit_prompts(tokenizer: CLIPTokenizer, prompts: Sequence[str], same: bool = True) -> tuple[str, ...]:
     """The prompts of an edit: a source and at least one target; no target is empty or, unless `same`, the source prompt."""
+    if not isinstance(tokenizer, CLIPTokenizer):
+        raise RequestError(f"the tokenizer of an edit is {brief(tokenizer)}: give that of the model, sd.tokenizer")
     if isinstance(prompts, str) or not isinstance(prompts, Sequence) or len(prompts) < 2:
         raise PromptError(
             f"the prompts of an edit are {prompts!r}: give a list of them, the source first and at least one target"
@@ -99,6 +96,15 @@ def check_edit_prompts(tokenizer: CLIPTokenizer, prompts: Sequence[str], same: b
     if not same and prompts[0] in prompts[1:]:
         raise PromptError(f"a target is the source prompt {prompts[0]!r}: change a word, or give a word another weight (Reweight)")
     return prompts
+
+
+def check_made_for(edit, tokenizer: CLIPTokenizer, prompts: tuple[str, ...], name: str = "edit"):
+    """The edit or blend; PromptError if it was made for other prompts, RequestError if for other tokens of these prompts."""
+    if edit.prompts is not None and edit.prompts != prompts:
+        raise PromptError(f"the {name} was made for {list(edit.prompts)} and the prompts are {list(prompts)}: give both the same")
+    if edit.tokens is not None and not torch.equal(edit.tokens, tokenizer(prompts)):
+        raise RequestError(f"the {name} was made with the tokenizer of another model: make it again with sd.tokenizer of this one")
+    return edit
 
 
 def check_window(value: float | tuple[float, float], name: str) -> tuple[float, float]:

@@ -52,7 +52,7 @@ class Chain(AttentionEdit):
 
     def after_step(self, latents: Tensor) -> Tensor:
         for edit in self.edits:
-            latents = edit.after_step(latents)
+            latents = after_step(edit, latents)
         return latents
 
 
@@ -62,6 +62,18 @@ def at_step(edit, step: int, steps: int) -> AttentionEdit:
     if found is None:
         raise RequestError("the edit's method at(step, steps) returned None: return the edit for this step, often self")
     return as_edit(found)
+
+
+def after_step(edit: AttentionEdit, latents: Tensor) -> Tensor:
+    """What the edit's method `after_step` returns. RequestError unless these are latents of the same shape and dtype."""
+    found = edit.after_step(latents)
+    if not isinstance(found, Tensor) or found.shape != latents.shape or found.dtype != latents.dtype:
+        kind = f"{tuple(found.shape)} in {found.dtype}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise RequestError(
+            f"the edit's method after_step(latents) returned {kind}, where it received {tuple(latents.shape)} in {latents.dtype}: "
+            "return latents of the same shape and dtype"
+        )
+    return found
 
 
 def as_edit(edit: AttentionEdit | Callable | None) -> AttentionEdit:

@@ -106,8 +106,9 @@ class GraphedUNet:
             self.shapes, self.sites, self.captured = shapes, self.unet.sites(*latents.shape[-2:]), {}
         wanted = tuple(site for site in self.sites if edit.wants(site))
         if wanted not in self.captured:
+            output = self.unet(latents, t, text, Chosen(edit, wanted), n_uncond)  # also loads kernels; that cannot be captured
             self.captured[wanted] = None
-            return self.unet(latents, t, text, Chosen(edit, wanted), n_uncond)  # also loads the kernels; that cannot be captured
+            return output
         if self.captured[wanted] is None:
             self.captured[wanted] = self.capture(latents, text, wanted, n_uncond)
         return self.captured[wanted].replay(latents, t, text, edit)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from minip2p.align import longest_common_subsequence, pair_words
-from minip2p.checks import brief, check_edit_prompts, check_window, is_number, word_positions
+from minip2p.checks import brief, check_edit_prompts, check_made_for, check_window, is_number, word_positions
 from minip2p.errors import PromptError, RequestError
 from minip2p.local_blend import LocalBlend
 from minip2p.tokenizer import CLIPTokenizer
@@ -16,34 +16,37 @@ LARGEST = 65504  # of float16, in which maps are kept
 
 def cross_windows(tokenizer: CLIPTokenizer, targets: tuple[str, ...], given) -> Tensor:
     """(N, T, 2), float64, from a number, a pair, or a dict of them; in a dict without "default_" other words have [0, 1)."""
-    table = {"default_": 1.0} | given if isinstance(given, dict) else {"default_": given}
-    windows = torch.empty(len(targets), tokenizer.context, 2, dtype=torch.float64, device="cpu")
-    for word, value in sorted(table.items(), key=lambda item: item[0] != "default_"):
-        pair = check_window(value, f"cross_replace_steps[{word!r}]" if isinstance(given, dict) else "cross_replace_steps")
-        if word == "default_":
-            windows[:] = torch.tensor(pair, dtype=torch.float64, device="cpu")
-            continue
-        for row, positions in word_positions(tokenizer, targets, word):
-            windows[row, positions] = torch.tensor(pair, dtype=torch.float64, device="cpu")
+    name, table = "cross_replace_steps", given if isinstance(given, dict) else {"default_": given}
+    pairs = {word: check_window(value, f"{name}[{word!r}]" if table is given else name) for word, value in table.items()}
+    default = torch.tensor(pairs.pop("default_", (0.0, 1.0)), dtype=torch.float64, device="cpu")
+    windows = default.repeat(len(targets), tokenizer.context, 1)
+    for row, positions, pair in of_each_token(tokenizer, targets, pairs, "windows"):
+        windows[row, positions] = torch.tensor(pair, dtype=torch.float64, device="cpu")
     return windows
 
 
 def weight_positions(
     tokenizer: CLIPTokenizer, targets: tuple[str, ...], weights: dict[str, float]
 ) -> Iterator[tuple[int, list[int], float]]:
-    """(index of the target, token positions, weight) of each word; PromptError for a token that is given two weights."""
+    """(index of the target, token positions, weight) of each word. RequestError or PromptError for what cannot be used."""
     if not isinstance(weights, dict) or not weights:
         raise RequestError(f"the weights are {brief(weights)}: give a dict of words and numbers, such as {{'night': 2.0}}")
-    owners: dict[tuple[int, int], str] = {}
     for word, weight in weights.items():
         if not is_number(weight) or not abs(weight) <= LARGEST:
             raise RequestError(f"the weight of {word!r} is {weight!r}: give a number from -{LARGEST} to {LARGEST}")
+    yield from of_each_token(tokenizer, targets, {word: float(weight) for word, weight in weights.items()}, "weights")
+
+
+def of_each_token(tokenizer: CLIPTokenizer, targets: tuple[str, ...], values: dict, name: str) -> Iterator[tuple]:
+    """(index of the target, token positions, value) of each word; PromptError for a token that two words give a value."""
+    owners: dict[tuple[int, int], str] = {}
+    for word, value in values.items():
         for row, positions in word_positions(tokenizer, targets, word):
             other = next((owners[row, p] for p in positions if (row, p) in owners), None)
             if other is not None:
-                raise PromptError(f"{word!r} and {other!r} are the same word and have two weights: leave one of them out")
+                raise PromptError(f"{word!r} and {other!r} are the same word and have two {name}: leave one of them out")
             owners |= {(row, p): word for p in positions}
-            yield row, positions, float(weight)
+            yield row, positions, value
 
 
 def checked_options(
@@ -61,7 +64,7 @@ def checked_options(
     if blend is not None:
         if not isinstance(blend, LocalBlend):
             raise RequestError(f"blend is {brief(blend)}: give LocalBlend(tokenizer, prompts, words), or leave it out")
-        options["blend"] = check_same_prompts(blend, "local blend", prompts)
+        options["blend"] = check_made_for(blend, tokenizer, prompts, "local blend")
     return options
 
 
@@ -69,14 +72,7 @@ def check_base(base, kind: type, tokenizer: CLIPTokenizer, prompts: list[str]):
     """The edit to re-weight; RequestError unless it is of this kind, PromptError if it was made for other prompts."""
     if not isinstance(base, kind):
         raise RequestError(f"base is {brief(base)}: give the Swap or Add to re-weight, or leave it out")
-    return check_same_prompts(base, "base edit", check_edit_prompts(tokenizer, prompts))
-
-
-def check_same_prompts(edit, name: str, prompts: tuple[str, ...]):
-    """The edit; PromptError unless it was made for these prompts."""
-    if edit.prompts != prompts:
-        raise PromptError(f"the {name} is of {list(edit.prompts)}, not of {list(prompts)}: give both the same prompts")
-    return edit
+    return check_made_for(base, tokenizer, check_edit_prompts(tokenizer, prompts), "base edit")
 
 
 def is_swap(tokenizer: CLIPTokenizer, source: str, target: str) -> bool:

@@ -29,6 +29,7 @@ class Edit(AttentionEdit):
     """One source prompt, N target prompts, and what happens to the targets' maps. Made by `Swap`, `Add` and `Reweight`."""
 
     prompts: tuple[str, ...] = field()  # the source, then N targets (a field: the base class has None)
+    tokens: Tensor = field()  # (1 + N, T), of the prompts
     mapper: Tensor  # (N, T, T), source tokens down, target tokens across
     has_source: Tensor  # (N, T), 1 where a target token takes the source's map
     equalizer: Tensor  # (N, T), the factor of each target token
@@ -121,4 +122,4 @@ def _edit(tokenizer, prompts, mapper_of, cross_replace_steps=CROSS, self_replace
     prompts = check_edit_prompts(tokenizer, prompts, same)
     options = checked_options(tokenizer, prompts, cross_replace_steps, self_replace_steps, blend)
     mapper, has_source = map(torch.stack, zip(*(mapper_of(tokenizer, prompts[0], target) for target in prompts[1:])))
-    return Edit(prompts, mapper, has_source, torch.ones_like(has_source), **options)
+    return Edit(prompts, tokenizer(prompts), mapper, has_source, torch.ones_like(has_source), **options)

@@ -144,7 +144,7 @@ def invert(
             nfe += sum(1 + len(step_losses) for step_losses in losses)  # one conditional evaluation, and one for each loss
         if method == "negative-prompt":
             uncond = cond.float()
-        weights = sd.fingerprint()
+        weights = sd.fingerprint(prompt)
     cut = {"size": size, "picture": original.size, "crop": None if crop is None else check_crop(crop, original.size)}
     dtype = str(sd.dtype).removeprefix("torch.")
     return Inversion(latents, uncond, weights, prompt, method, steps, guidance, cut, dtype, nfe, losses)

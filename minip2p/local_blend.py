@@ -16,7 +16,7 @@ from minip2p.attention import AttentionEdit, Site
 from minip2p.attention_store import finest_low_resolution
 from minip2p.checks import brief, check_edit_prompts, check_rows, is_number, word_positions
 from minip2p.errors import RequestError
-from minip2p.images import to_8_bits
+from minip2p.images import to_8_bits, upright
 from minip2p.tokenizer import CLIPTokenizer
 
 
@@ -41,6 +41,7 @@ class LocalBlend(AttentionEdit):
         mask=None,
     ):
         self.prompts = check_edit_prompts(tokenizer, prompts)
+        self.tokens = tokenizer(self.prompts)
         for name, value in (("start", start), ("threshold", threshold)):
             if not is_number(value) or not 0 <= value <= 1:
                 raise RequestError(f"the local blend's {name} is {value!r}: give a number from 0 to 1")
@@ -131,9 +132,10 @@ def token_table(tokenizer: CLIPTokenizer, prompts: Sequence[str], words: str | S
 
 def read_mask(mask) -> Tensor:
     """A picture, array or tensor (height, width), from 0 to 1 or to 255, -> (1, 1, height, width) of 0 and 1."""
-    grey = to_8_bits(mask).convert("L") if isinstance(mask, Image.Image) else mask.detach().cpu() if isinstance(mask, Tensor) else mask
+    if isinstance(mask, Image.Image):  # whose white is known
+        mask = np.asarray(to_8_bits(upright(mask)).convert("L")) / 255
     try:
-        array = np.asarray(grey, dtype=np.float32)
+        array = np.asarray(mask.detach().cpu() if isinstance(mask, Tensor) else mask, dtype=np.float32)
     except (TypeError, ValueError):
         raise RequestError(f"the local blend's mask is {brief(mask)}: give a grey picture or an array (height, width)") from None
     if array.ndim != 2 or not array.size:

@@ -15,9 +15,9 @@ from tqdm import tqdm
 from minip2p import checkpoint
 from minip2p.attention import AttentionEdit
 from minip2p.attention_store import AttentionStore, Maps
-from minip2p.checks import check_numbers, check_prompts, check_size, plain_torch
+from minip2p.checks import check_made_for, check_numbers, check_prompts, check_size, plain_torch
 from minip2p.clip import TextEncoder
-from minip2p.compose import Chain, as_edit, at_step
+from minip2p.compose import Chain, after_step, as_edit, at_step
 from minip2p.cuda_graph import GraphedUNet
 from minip2p.devices import advice, pick_device, pick_dtype
 from minip2p.errors import RequestError
@@ -134,7 +134,8 @@ class StableDiffusion:
         the maps before the edit. progress: a bar on stderr, if the run takes longer than two seconds.
         """
         given, edit = edit if isinstance(edit, AttentionEdit) else None, as_edit(edit)
-        prompts = check_prompts(self.tokenizer, prompts, edit.prompts)
+        prompts = check_prompts(self.tokenizer, prompts)
+        check_made_for(edit, self.tokenizer, prompts)
         saved = self.check_saved(inversion, recording, prompts, steps, guidance, negative, latents, seed)
         steps, guidance = defaults(steps, guidance, saved)
         seed, steps, guidance = check_numbers(seed, steps, guidance, negative)
@@ -158,7 +159,7 @@ class StableDiffusion:
                 x0.append(predicted)
             trajectory, x0 = torch.stack(trajectory), torch.stack(x0)
             if saved is not None:
-                trajectory, x0 = saved.complete(trajectory, x0)
+                trajectory, x0 = saved.complete(edit, trajectory, x0)
             self.check_finite(cond, "the text encoder")
             self.check_finite(trajectory[-1], "the UNet")
             images = self.decode_latents(trajectory[-1])
@@ -166,7 +167,7 @@ class StableDiffusion:
         own_maps = Maps(self.tokenizer, prompts, own.maps) if record == "all" else None
         masks = torch.stack(list(edit.masks)) if len(edit.masks) else None
         seed = seed if saved is None and latents is None else None
-        return Result(images, trajectory[-1], start, trajectory, x0, prompts, steps, guidance, seed, given, maps, own_maps, masks)
+        return Result(images, trajectory[-1], start.clone(), trajectory, x0, prompts, steps, guidance, seed, given, maps, own_maps, masks)
 
     def denoise(
         self, z: Tensor, cond: Tensor, uncond: Tensor, guidance: float, edit: AttentionEdit, progress: bool = True
@@ -187,7 +188,7 @@ class StableDiffusion:
                 eps_uncond, eps_cond = self.schedule.to_eps(output, z_in, a).chunk(2)
                 eps = eps_uncond + guidance * (eps_cond - eps_uncond)
             x0 = pred_x0(z, eps, a)
-            z = step_edit.after_step(ddim_step(z, eps, a, a_next))
+            z = after_step(step_edit, ddim_step(z, eps, a, a_next))
             yield z, x0
 
     def record(
@@ -223,7 +224,7 @@ class StableDiffusion:
             pred_x0=result.pred_x0[:, 0],
             uncond=uncond,
             maps={site: maps[:, 0] for site, maps in store.maps.items()},
-            weights=self.fingerprint(),
+            weights=self.fingerprint(prompt),
             prompt=prompt,
             negative=negative,
             steps=result.steps,
@@ -249,9 +250,9 @@ class StableDiffusion:
         shape = (1, self.unet.config.in_channels, height // self.vae.config.factor, width // self.vae.config.factor)
         return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(self.device)
 
-    def fingerprint(self) -> Tensor:
-        """Numbers that tell this model from others, see saved.py."""
-        return fingerprint([self.unet, self.text_encoder, self.vae], self.schedule)
+    def fingerprint(self, prompt: str) -> Tensor:
+        """Numbers that tell this model, and the tokens that it makes of a prompt, from others; see saved.py."""
+        return fingerprint([self.unet, self.text_encoder, self.vae], self.schedule, self.tokenizer([prompt, ""]))
 
     # ---------------------------------------------------------------- checks that need the model
 
@@ -274,8 +275,8 @@ class StableDiffusion:
         """The inversion or the recording, if one is given; RequestError unless it was made for this run."""
         saved = given_run(inversion, recording, latents, seed)
         if saved is not None:
-            asked = {"prompt": prompts[0], "steps": steps, "guidance": guidance, "negative": negative or None}
-            saved.check(self.fingerprint(), self.dtype, **asked)
+            asked = {"prompt": prompts[0], "steps": steps, "guidance": guidance, "negative": None if negative == "" else negative}
+            saved.check(self.fingerprint(saved.prompt), self.dtype, **asked)
         return saved
 
     def check_finite(self, values: Tensor, part: str) -> None:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from minip2p.attention import AttentionEdit, Site
-from minip2p.compose import at_step
+from minip2p.checks import check_edited
+from minip2p.compose import after_step, at_step
 from minip2p.errors import RequestError
 from minip2p.saved import SavedRun
 from minip2p.unet import UNet
@@ -50,7 +51,8 @@ class Recording(SavedRun):
     def around(self, edit: AttentionEdit) -> AttentionEdit:
         return Replay(self, edit)
 
-    def complete(self, latents: Tensor, pred_x0: Tensor) -> tuple[Tensor, Tensor]:
+    def complete(self, edit: AttentionEdit, latents: Tensor, pred_x0: Tensor) -> tuple[Tensor, Tensor]:
+        edit.check()
         sources = ((self.latents, latents), (self.pred_x0, pred_x0))
         return tuple(torch.cat([source[:, None].to(targets.device), targets], dim=1) for source, targets in sources)
 
@@ -77,10 +79,14 @@ class Recording(SavedRun):
 
 
 class Replay(AttentionEdit):
-    """An edit whose source is a recording: the recorded maps and latents stand in front of those of the targets."""
+    """An edit whose source is a recording: the recorded maps and latents stand in front of those of the targets.
 
-    def __init__(self, recording: Recording, edit: AttentionEdit, step: int = 0):
-        self.recording, self.edit, self.step = recording, edit, step
+    changes: of each call and step, whether the edit changed the source; one tensor each, looked at after the run, because a
+    look waits for the device.
+    """
+
+    def __init__(self, recording: Recording, edit: AttentionEdit, step: int = 0, changes: list[Tensor] | None = None):
+        self.recording, self.edit, self.step, self.changes = recording, edit, step, [] if changes is None else changes
 
     @property
     def masks(self):
@@ -90,7 +96,7 @@ class Replay(AttentionEdit):
         return Replay(self.recording.to(device), self.edit.prepare(device, fit_mask))
 
     def at(self, step: int, steps: int) -> "Replay":
-        return Replay(self.recording, at_step(self.edit, step, steps), step)
+        return Replay(self.recording, at_step(self.edit, step, steps), step, self.changes)
 
     def wants(self, site: Site) -> bool:
         return self.edit.wants(site)
@@ -102,12 +108,26 @@ class Replay(AttentionEdit):
                 f"the edit asks for the {site.kind}-attention maps of {site.height} x {site.width}, which a recording does not "
                 "hold: give the edit a method wants(site) that leaves them out, or run it without the recording"
             )
-        source = self.recording.maps[site][self.step].to(attn.dtype)
-        return self.edit(torch.cat([source[None], attn]), site)[1:]
+        source = self.recording.maps[site][self.step, None].to(attn.dtype)
+        attn = torch.cat([source, attn])
+        return self.targets(check_edited(self.edit(attn, site), attn, site), source)
 
     def after_step(self, latents: Tensor) -> Tensor:
         source = self.recording.latents[self.step + 1 : self.step + 2]
-        return self.edit.after_step(torch.cat([source, latents]))[1:]
+        return self.targets(after_step(self.edit, torch.cat([source, latents])), source)
+
+    def check(self) -> None:
+        """RequestError if the edit changed the source: its recorded picture would not be the one of these maps."""
+        if torch.stack(self.changes).any():
+            raise RequestError(
+                "the edit changes the source, which a recording holds as it was: leave the first row of the maps and of the latents "
+                "as they are, or run the edit without the recording"
+            )
+
+    def targets(self, edited: Tensor, source: Tensor) -> Tensor:
+        """All rows but the source's."""
+        self.changes.append((edited[:1] != source).any())
+        return edited[1:]
 
 
 def map_bytes(unet: UNet, height: int, width: int, steps: int, tokens: int) -> int:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from zlib import crc32
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -59,8 +60,9 @@ class SavedRun:
         """The edit together with what this run adds to it."""
         return edit
 
-    def complete(self, latents: Tensor, pred_x0: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents (steps + 1, prompts run, 4, h, w) and predicted x0 (steps, ...) -> those of all prompts."""
+    def complete(self, edit: AttentionEdit, latents: Tensor, pred_x0: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents (steps + 1, prompts run, 4, h, w) and predicted x0 (steps, ...) -> those of all prompts, after a run with
+        the edit that `around` returned."""
         return latents, pred_x0
 
     def to_file(self) -> tuple[dict[str, Tensor], dict]:
@@ -89,7 +91,7 @@ class SavedRun:
         rounding = 8 * max(torch.finfo(kind).eps for kind in dtypes) if len(dtypes) > 1 else 32 * torch.finfo(torch.float32).eps
         same = fingerprint.shape == self.weights.shape
         if not same or ((fingerprint[0] - self.weights[0]).abs() > rounding * fingerprint.abs().sum(0)).any():
-            raise RequestError(f"the {kind} was made with other weights than these: load those, or {self.command} again")
+            raise RequestError(f"the {kind} was made with other weights or settings than these: load those, or {self.command} again")
 
     def save(self, path: str | Path) -> None:
         """Writes one .safetensors file, whole or not at all. RequestError if it cannot be written."""
@@ -135,16 +137,20 @@ def given_run(inversion, recording, latents: Tensor | None, seed: int) -> SavedR
     return recording if inversion is None else inversion
 
 
-def fingerprint(networks: list[nn.Module], schedule: Schedule) -> Tensor:
-    """(2, numbers): the sum and the norm of every weight tensor and of every number of the schedule, on the CPU.
+def fingerprint(networks: list[nn.Module], schedule: Schedule, tokens: Tensor) -> Tensor:
+    """(2, numbers): the sum and the norm of every weight tensor and of every number of the schedule, on the CPU, and then the
+    bits of a checksum of the networks' settings and of a prompt's tokens.
 
-    It is not a hash, because the same file loaded as float16 and as float32 differs in rounding. Rounding changes a tensor's
-    sum by about the rounding of its norm, and `SavedRun.check` allows a few times that. In one dtype only the order of the
-    summation differs.
+    The weights have no checksum, because the same file loaded as float16 and as float32 differs in rounding. Rounding changes
+    a tensor's sum by about the rounding of its norm, and `SavedRun.check` allows a few times that. In one dtype only the order
+    of the summation differs.
     """
     weights = [weight for network in networks for weight in network.parameters()]
     sums = [torch.stack([w.sum(dtype=torch.float32), torch.linalg.vector_norm(w, dtype=torch.float32)]) for w in weights]
     numbers = [*schedule.alphas_cumprod[::100], schedule.steps_offset, schedule.set_alpha_to_one]
     numbers += [schedule.prediction_type == "epsilon", schedule.timestep_spacing == "leading"]
+    settings = [vars(network.config) | {"sample_size": None} for network in networks]  # the size of the pictures is no setting
+    checksum = crc32(repr((settings, tokens.tolist())).encode())
+    numbers += [checksum >> bit & 1 for bit in range(32)]
     numbers = torch.tensor([float(number) for number in numbers], dtype=torch.float32, device="cpu")
     return torch.cat([torch.stack(sums, dim=1).cpu(), torch.stack([numbers, numbers.abs()])], dim=1)

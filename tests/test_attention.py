@@ -130,6 +130,19 @@ class ForgetfulEdit(Forgetful, AttentionEdit):
     pass
 
 
+@pytest.mark.parametrize("returned", [None, "half", "short", "double"])
+def test_latents_that_an_edit_spoils_are_one_line(sd, returned):
+    class Spoiling(AttentionEdit):
+        def after_step(self, latents):
+            return {None: None, "half": latents.half(), "short": latents[1:], "double": latents.double()}[returned]
+
+    recording = sd.record(PROMPTS[0], **SMALL)
+    for options in (SMALL, {"recording": recording, "progress": False}, SMALL | {"record": True}):
+        with pytest.raises(RequestError, match=r"after_step\(latents\) returned .* return latents of the same shape") as error:
+            sd.generate(PROMPTS, edit=Spoiling(), **options)
+        assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("edit", [Forgetful(), ForgetfulEdit()], ids=["an object", "an edit"])
 @pytest.mark.parametrize("record", [False, True])
 def test_an_edit_whose_at_returns_nothing_is_refused(sd, edit, record):

@@ -174,6 +174,15 @@ def test_a_resized_mask_that_exceeds_one_is_still_from_zero_to_one(sd):
     assert masks(blend, (16, 16), random_maps(1, 16, 16))[0].all()
 
 
+@pytest.mark.parametrize("dark", [
+    Image.new("L", (16, 16), 2), Image.new("RGB", (16, 16), (90, 90, 90)), Image.fromarray(np.full((16, 16), 300, np.uint16)),
+])  # fmt: skip
+def test_a_dark_picture_is_no_mask(sd, dark):
+    """The white of a picture is known; that of an array is guessed."""
+    assert not LocalBlend(sd.tokenizer, PAIR, mask=dark).user_mask.any()
+    assert LocalBlend(sd.tokenizer, PAIR, mask=Image.new("L", (16, 16), 200)).user_mask.all()
+
+
 def test_a_user_s_mask_alone_and_with_words(sd):
     result = run(sd, PAIR, LocalBlend(sd.tokenizer, PAIR, start=0.0, mask=LEFT), size=(64, 96), steps=2)
     assert torch.equal(result.latents[1, ..., 12:], result.latents[0, ..., 12:])

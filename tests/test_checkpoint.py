@@ -106,7 +106,9 @@ def test_fp16_variants_are_found_and_only_where_there_is_nothing_better(sd1, fol
 
 
 def test_single_file_gives_the_networks_of_the_folder(deep, single):
-    assert_same(load(single), deep.ours)
+    ours = load(single)
+    assert_same(ours, deep.ours)
+    assert torch.equal(ours.fingerprint("a cat"), deep.ours.fingerprint("a cat")), "a recording fits both"
 
 
 def test_single_file_is_translated_as_diffusers_translates_it(deep, single_state):

@@ -1,5 +1,6 @@
 """The command line: the same pictures as the library's, one line for an error, and nothing half written."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,9 +28,10 @@ def toy_once(toy, monkeypatch):
 
 def test_generate_in_a_process_of_its_own(tmp_path):
     output = tmp_path / "cat.png"
-    command = [sys.executable, "-m", "minip2p", "generate", "a cat", "--seed", "3", "-o", str(output), "--zoom", "1", *FEW]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    command = [sys.executable, "-m", "minip2p", "generate", "a \u732b cat", "--seed", "3", "-o", str(output), "--zoom", "1", *FEW]
+    console = os.environ | {"PYTHONIOENCODING": "ascii"}  # one that has no character for the prompt
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=console)
+    assert done.returncode == 0 and "a \\u732b cat" in done.stdout, done.stderr
     assert Image.open(output).size == (64, 64)
 
 
@@ -150,6 +152,8 @@ def test_explain_and_explore_write_a_figure_and_a_page(toy_once, tmp_path):
         (["edit", "a cat", "a dog", "-o", "{}/e.png", "--seed", "3", "--inversion", "c.safetensors"], "--seed 3 has no effect"),
         (["edit", "a cat", "a dog", "-o", "{}/e.png", "--seed", "0", "--recording", "c.safetensors"], "--seed 0 has no effect"),
         (["record", "a cat", "-o", "{}/r.safetensors", "--seed", "3", "--inversion", "c.safetensors"], "--seed 3 has no effect"),
+        (["record", "a cat", "-o", "{}/r.safetensors", "--inversion", "{}/x/../r.safetensors"], "--inversion and --output are both"),
+        (["edit", "a cat", "a dog", "-o", "{0}/e.png", "--explain", "{0}/../{0.name}/e.png"], "--explain and --output are both"),
         (["draw", "a cat"], "draw"),
         ([], "COMMAND"),
     ],
@@ -167,9 +171,14 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, capsys, arguments, m
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_device_without_memory_is_one_line(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 9 GiB"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.\nError code 12"),
+    MemoryError(),
+])  # fmt: skip
+def test_a_device_without_memory_is_one_line(tmp_path, capsys, monkeypatch, error):
     def full(*given, **named):
-        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 9 GiB")
+        raise error
 
     monkeypatch.setattr(StableDiffusion, "generate", full)
     assert main(["generate", "a cat", "-o", str(tmp_path / "cat.png"), *FEW]) == 2

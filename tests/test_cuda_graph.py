@@ -204,6 +204,23 @@ def test_an_error_during_a_capture_ends_it(models, monkeypatch):
     assert torch.equal(sd.generate(PROMPTS, edit=swap(sd), **RUN).latents, expected)
 
 
+def test_a_first_call_that_was_stopped_counts_for_nothing(models, monkeypatch):
+    """It may not have loaded the kernels, which a capture cannot do."""
+    plain, sd = models
+    captures = []
+    capture = type(sd.graphed).capture
+    monkeypatch.setattr(type(sd.graphed), "capture", lambda *given: captures.append(given) or capture(*given))
+
+    def stopping(attn, site):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sd.generate(PROMPTS, edit=stopping, **RUN)
+    wanting = lambda attn, site: attn / 2  # wants the same layers
+    latents = sd.generate(PROMPTS, edit=wanting, **RUN | {"steps": 1}).latents
+    assert not captures and torch.equal(latents, plain.generate(PROMPTS, edit=wanting, **RUN | {"steps": 1}).latents)
+
+
 def test_an_edit_that_returns_other_shapes_is_refused_in_a_replay_too(models):
     _, sd = models
     calls = []

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from minip2p import Add, LocalBlend, PromptError, RequestError, Reweight, Site, 
 from minip2p.attention_store import AttentionStore
 from minip2p.compose import Chain
 from minip2p.edits import Edit
+from minip2p.tokenizer import CLIPTokenizer
 from tests import restatement
+from tests.conftest import TOY
 from tests.pipelines import difference
 from tests.restatement import Blending, Recipe, marks
 
@@ -320,6 +323,9 @@ EDITS = {  # an edit that cannot be made -> the message
     "a dict of self windows": (lambda tok: Swap(tok, PAIR, 0.8, {"default_": 0.4}), "self_replace_steps"),
     "a re-weighting's window": (lambda tok: Reweight(tok, PAIR, {"dog": 2}, cross_replace_steps=2), "cross_replace_steps is 2"),
     "a re-weighting's self window": (lambda tok: Reweight(tok, PAIR, {"dog": 2}, self_replace_steps="x"), "self_replace_steps is 'x'"),
+    "one word with two windows": (lambda tok: Swap(tok, PAIR, {"dog": 0.9, "Dog": 0.1}), "'Dog' and 'dog' are the same word .* two windows"),
+    "a model as the tokenizer": (lambda tok: Swap(object(), PAIR), "give that of the model, sd.tokenizer"),
+    "a blend's tokenizer": (lambda tok: LocalBlend(None, PAIR, "cat"), "tokenizer of an edit is None"),
     "weight of an unknown word": (lambda tok: Reweight(tok, PAIR, {"bicycle": 2}), "'bicycle' is in none"),
     "weight of a source's word": (lambda tok: Reweight(tok, PAIR, {"cat": 2}), "'cat' is in none"),
     "weight of nothing": (lambda tok: Reweight(tok, PAIR, {"": 2}), "'' is in none"),
@@ -331,12 +337,12 @@ EDITS = {  # an edit that cannot be made -> the message
     },
     "weights that are a number": (lambda tok: Reweight(tok, PAIR, 2.0), "weights are 2.0"),
     "no weights": (lambda tok: Reweight(tok, PAIR, {}), "weights are {}"),
-    "base of other prompts": (lambda tok: Reweight(tok, PAIR, {"dog": 2}, base=Add(tok, [SOURCE, ADDED])), "base edit is of"),
+    "base of other prompts": (lambda tok: Reweight(tok, PAIR, {"dog": 2}, base=Add(tok, [SOURCE, ADDED])), "base edit was made for"),
     "base that is no edit": (lambda tok: Reweight(tok, PAIR, {"dog": 2}, base="swap"), "base is 'swap'"),
-    "blend of other prompts": (lambda tok: Swap(tok, PAIR, blend=LocalBlend(tok, [SOURCE, ADDED], "cat")), "local blend is of"),
+    "blend of other prompts": (lambda tok: Swap(tok, PAIR, blend=LocalBlend(tok, [SOURCE, ADDED], "cat")), "local blend was made for"),
     "re-weighting's blend of other prompts": (
         lambda tok: Reweight(tok, PAIR, {"dog": 2}, blend=LocalBlend(tok, [SOURCE, ADDED], "cat")),
-        "local blend is of",
+        "local blend was made for",
     ),
     "blend that is words": (lambda tok: Swap(tok, PAIR, blend=["cat", "dog"]), r"blend is \['cat', 'dog'\]: give LocalBlend"),
     "a long prompt's words": (lambda tok: tok.words(LONG), "shorten it"),
@@ -396,6 +402,17 @@ def test_edits_that_cannot_be_made_are_refused(sd, call, reason):
 @pytest.mark.parametrize("call, reason", RUNS.values(), ids=RUNS)
 def test_runs_that_cannot_be_made_are_refused(sd, call, reason):
     refused(call, sd, reason)
+
+
+def test_an_edit_made_with_another_tokenizer_is_refused(sd):
+    """Its words stand at other positions, or its tokens are other words."""
+    other = CLIPTokenizer(TOY / "tokenizer", sd.tokenizer.context)
+    blend = LocalBlend(other, PAIR, ["cat", "dog"])
+    for edit in (Swap(other, PAIR), Reweight(other, PAIR, {"dog": 2}), blend):
+        refused(lambda sd: sd.generate(PAIR, edit=edit, steps=1), sd, "edit was made with the tokenizer of another model")
+    refused(lambda tok: Swap(tok, PAIR, blend=blend), sd.tokenizer, "local blend was made with the tokenizer of another")
+    refused(lambda tok: Reweight(tok, PAIR, {"dog": 2}, base=Swap(other, PAIR)), sd.tokenizer, "base edit was made with the tokenizer")
+    assert sd.generate(PAIR, edit=Swap(CLIPTokenizer(Path(sd.path) / "tokenizer"), PAIR), steps=1, size=32, progress=False), "a copy fits"
 
 
 def test_an_error_about_a_prompt_is_a_prompt_error(sd):

@@ -34,7 +34,7 @@ def tokenizer(tmp_path_factory):
     return CLIPTokenizer(folder)
 
 
-def run(tokenizer, prompts, seed=0, size=(64, 64), masks=False):
+def run(tokenizer, prompts, seed=0, size=(64, 64), masks=False, edit=None):
     """A result with random pictures and maps; the share of the padding is the largest, as in real models."""
     draw, B = torch.Generator().manual_seed(seed), len(prompts)
     scores = {site: torch.randn(STEPS, B, site.height * site.width, 77, generator=draw) for site in SITES}
@@ -44,8 +44,7 @@ def run(tokenizer, prompts, seed=0, size=(64, 64), masks=False):
     mask = (torch.rand(STEPS, B - 1, 1, 16, 16, generator=draw) > 0.5).float() if masks else None
     return Result(
         images, latents, latents, latents.expand(STEPS + 1, -1, -1, -1, -1), latents.expand(STEPS, -1, -1, -1, -1), tuple(prompts),
-        STEPS, 7.5, seed,
-        maps=Maps(tokenizer, tuple(prompts), maps), masks=mask,
+        STEPS, 7.5, seed, edit, maps=Maps(tokenizer, tuple(prompts), maps), masks=mask,
     )  # fmt: skip
 
 
@@ -55,14 +54,14 @@ def swap(tokenizer):
     prompts = [SOURCE, SWAPPED]
     blend = LocalBlend(tokenizer, prompts, ["cat", "bicycle"], start=0.4)
     edit = Swap(tokenizer, prompts, {"default_": 0.8, "bicycle": (0.2, 0.6)}, 0.4, blend=blend)
-    return run(tokenizer, prompts), run(tokenizer, prompts, 1, masks=True), edit
+    return run(tokenizer, prompts), run(tokenizer, prompts, 1, masks=True, edit=edit), edit
 
 
 @pytest.fixture(scope="module")
 def add(tokenizer):
     prompts = [SOURCE, ADDED]
     edit = Reweight(tokenizer, prompts, {"night": 2.0}, base=Add(tokenizer, prompts))
-    return run(tokenizer, prompts), run(tokenizer, prompts, 1), edit
+    return run(tokenizer, prompts), run(tokenizer, prompts, 1, edit=edit), edit
 
 
 def axes_with_images(figure):
@@ -233,6 +232,51 @@ def test_long_and_empty_prompts(tokenizer):
     assert [title.split(" ")[0] for title in found] == ["picture", "(start)", "(end)", "(padding)"]
     with pytest.raises(RequestError, match="prompt that has words"):
         figures.maps_by_step(empty)
+
+
+def test_rows_of_different_runs_each_have_their_settings(tokenizer):
+    rows = [("one", run(tokenizer, [SOURCE]), 0), ("two", run(tokenizer, [SWAPPED], 1), 0)]
+    caption = caption_of(figures.word_maps(rows))
+    assert f"one: {SOURCE!r}, seed 0" in caption and f"two: {SWAPPED!r}, seed 1" in caption
+    assert "one:" not in caption_of(figures.word_maps([rows[0], rows[0]]))
+
+
+def test_what_cannot_be_drawn_is_one_line(tokenizer, swap, add):
+    free, result, edit = swap
+    long = Swap(tokenizer, [SOURCE, SWAPPED], 0.5)
+    for target in (0, -1, 2, True, 1.0):
+        for make in (
+            lambda: figures.explain(free, result, edit, target=target),
+            lambda: figures.alignment(tokenizer, edit, target=target),
+            lambda: figures.changed_words(tokenizer, edit, target),
+            lambda: figures.mask_growth(result, edit, target=target),
+        ):
+            refused(make, "target is .* give a number from 1 to 1")
+    refused(lambda: figures.explain(free, result, long), "is not the edit of this result")
+    refused(lambda: figures.explain(add[0], result, edit), "give both the same prompts")
+    refused(lambda: figures.explain(free, result, edit.blend), "alignment can be drawn")
+    refused(lambda: figures.alignment(tokenizer, "swap"), "edit is 'swap'")
+    refused(lambda: figures.mask_growth(result, long), "is not the edit of this result")
+    for steps in ([-1], [STEPS], [0.5]):
+        refused(lambda: figures.mask_growth(result, edit, steps=steps), f"it had {STEPS}")
+        refused(lambda: figures.maps_by_step(result, ["cat"], steps), f"it had {STEPS}")
+    for make in (figures.overlays, figures.maps_by_step, figures.maps_by_size):
+        refused(lambda: make(result, prompt=2), "prompt")
+    refused(lambda: figures.word_maps([("x", result, 2)]), "prompt is 2 and there are 2 prompts, counted from 0")
+    refused(lambda: figures.word_maps([]), "there are no rows")
+
+
+def refused(call, reason: str) -> None:
+    with pytest.raises(RequestError, match=reason) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+def test_the_masks_of_a_blend_alone(tokenizer, swap):
+    blend = swap[2].blend
+    result = run(tokenizer, [SOURCE, SWAPPED], masks=True, edit=blend)
+    early, late = (f"mask {result.masks[step].mean():.0%}" for step in (0, 4))
+    assert notes(figures.mask_growth(result, blend, steps=[0, 4])) == ["", "", f"{early} (not used yet)", late]
 
 
 def test_results_without_maps_or_masks_are_refused(swap, add):
@@ -410,7 +454,7 @@ def test_explain_of_long_prompts(tokenizer):
     prompts = [long, long.replace("cat", "dog").replace("snow", "grass").replace("night", "day") + " in the snow at night"]
     edit = Reweight(tokenizer, prompts, {"red": -2, "river": 3}, base=Swap(tokenizer, prompts))
     assert len(figures.changed_words(tokenizer, edit)) > 4
-    free, result = run(tokenizer, prompts), run(tokenizer, prompts, 1, size=(64, 96))
+    free, result = run(tokenizer, prompts), run(tokenizer, prompts, 1, size=(64, 96), edit=edit)
     figure = figures.explain(free, result, edit)
     assert len(maps_in(figure)) <= 3 * 4
     assert_laid_out(figure, empty=2)
@@ -419,7 +463,7 @@ def test_explain_of_long_prompts(tokenizer):
 def test_second_target(tokenizer):
     prompts = [SOURCE, SWAPPED, SOURCE.replace("house", "dog")]
     edit = Swap(tokenizer, prompts, blend=LocalBlend(tokenizer, prompts, ["house", "dog"]))
-    free, result = run(tokenizer, prompts), run(tokenizer, prompts, 1, masks=True)
+    free, result = run(tokenizer, prompts), run(tokenizer, prompts, 1, masks=True, edit=edit)
     figure = figures.explain(free, result, edit, target=2)
     assert_drawn(maps_in(figure)[2], result.maps.word("dog", 2, mean=True))
     pixels = np.asarray(axes_with_images(figure)[4].images[0].get_array())

@@ -168,7 +168,8 @@ def test_the_loop_never_waits_for_the_device(sd1, monkeypatch, device):
     monkeypatch.setattr(StableDiffusion, "check_finite", looked_at)
     monkeypatch.setattr(StableDiffusion, "decode_latents", lambda sd, latents: [])
     monkeypatch.setattr("minip2p.saved.SavedRun.check", lambda *given, **named: None)
-    monkeypatch.setattr(StableDiffusion, "fingerprint", lambda sd: torch.zeros(2, 1))
+    monkeypatch.setattr(StableDiffusion, "fingerprint", lambda sd, prompt: torch.zeros(2, 1))
+    monkeypatch.setattr("minip2p.recording.Replay.check", lambda edit: None)
     forward = sd.unet.forward  # watched from the first step on; before it, copies to the device may wait
 
     def watched(*given, **named):

@@ -11,6 +11,8 @@ from torch import Tensor
 from minip2p import Add, AttentionEdit, Inversion, LocalBlend, Recording, RequestError, Reweight, StableDiffusion, Swap, invert
 from minip2p.inversion import METHODS
 from minip2p.recording import map_bytes
+from minip2p.tokenizer import CLIPTokenizer
+from tests.conftest import TOY
 from tests.inversions import input_picture
 from tests.pipelines import difference
 
@@ -146,6 +148,48 @@ def test_an_edit_that_asks_for_maps_that_were_not_recorded_is_refused(sd):
     sd.generate([CAT, DOG], recording=recording, edit=lambda attn, site: attn, **QUIET)
 
 
+class Brighter(AttentionEdit):
+    """Adds to the latents of one row after the last step."""
+
+    def __init__(self, row: int):
+        self.row = row
+
+    def at(self, step, steps):
+        self.last = step == steps - 1
+        return self
+
+    def after_step(self, latents):
+        return latents + self.last * (torch.arange(len(latents)) == self.row)[:, None, None, None]
+
+
+def with_row(attn, row: int, factor: float):
+    return torch.cat([attn[:row], attn[row : row + 1] * factor, attn[row + 1 :]])
+
+
+def test_an_edit_that_changes_the_source_is_refused(sd, recording):
+    """The recording has another picture than the one that its edited maps would make."""
+
+    def in_place(attn, site):
+        return attn.mul_(0.5)
+
+    for edit in (in_place, lambda attn, site: with_row(attn, 0, 0.99), Brighter(0)):
+        with pytest.raises(RequestError, match="the edit changes the source, which a recording holds") as error:
+            sd.generate([CAT, DOG], recording=recording, edit=edit, **QUIET)
+        assert "\n" not in str(error.value)
+    for edit in (lambda attn, site: with_row(attn, 1, 0.5), Brighter(1)):
+        together = sd.generate([CAT, DOG], steps=STEPS, edit=edit, **QUIET)
+        replayed = sd.generate([CAT, DOG], recording=recording, edit=edit, **QUIET)
+        assert difference(replayed.latents, together.latents) < ROUNDING
+
+
+def test_a_result_holds_no_tensor_of_the_recording(sd, recording):
+    before = recording.latents.clone()
+    result = sd.generate([CAT, DOG], recording=recording, **QUIET)
+    for tensor in (result.start, result.latents, result.trajectory, result.pred_x0):
+        tensor.zero_()
+    assert torch.equal(recording.latents, before)
+
+
 # ---------------------------------------------------------------- its size
 
 
@@ -227,6 +271,7 @@ def test_files_that_are_not_recordings_are_refused(recording, inversions, tmp_pa
         ({"steps": STEPS + 1}, "number of steps is 6"),
         ({"guidance": 3.0}, "guidance is 3.0"),
         ({"negative": "snow"}, "negative prompt is 'snow'"),
+        ({"negative": 0}, "negative prompt is 0"),
         ({"seed": 3}, "seed is 3, which has no effect, because the noise is that of the recording"),
         ({"latents": torch.zeros(1, 4, 16, 16)}, "recording and latents each bring"),
         ({"size": 32}, "size is 32"),
@@ -245,6 +290,15 @@ def test_the_recording_s_own_settings_may_be_repeated(sd, recording):
     assert torch.equal(repeated.latents, sd.generate([CAT, DOG], recording=recording, **QUIET).latents)
 
 
+SETTINGS = [  # that no weight tells
+    ("unet", "heads", (4, 4, 4)),
+    ("unet", "norm_eps", 1e-2),
+    ("unet", "sample_size", 32),
+    ("text_encoder", "hidden_act", "gelu"),
+    ("vae", "scaling_factor", 0.5),
+]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_another_model_is_refused(sd1, dtype):
     own, other = (StableDiffusion.load(sd1.folder, device="cpu", dtype=dtype) for _ in range(2))
@@ -261,5 +315,17 @@ def test_another_model_is_refused(sd1, dtype):
         changed = dataclasses.replace(other, schedule=dataclasses.replace(other.schedule, **change))
         with pytest.raises(RequestError, match="other weights"):
             changed.generate([CAT, DOG], recording=recording, **QUIET)
+    vocabulary = CLIPTokenizer(TOY / "tokenizer", own.tokenizer.context)
+    with pytest.raises(RequestError, match="other weights or settings"):
+        dataclasses.replace(other, tokenizer=vocabulary).generate([CAT, DOG], recording=recording, **QUIET)
+    for network, name, value in SETTINGS:
+        network = getattr(other, network)
+        before, network.config = network.config, dataclasses.replace(network.config, **{name: value})
+        if name == "sample_size":  # only what `size` is if it is left out
+            other.generate([CAT, DOG], recording=recording, **QUIET)
+        else:
+            with pytest.raises(RequestError, match="other weights or settings"):
+                other.generate([CAT, DOG], recording=recording, **QUIET)
+        network.config = before
     half = StableDiffusion.load(sd1.folder, device="cpu", dtype="bfloat16" if dtype == "float32" else "float32")
     assert half.generate([CAT, DOG], recording=recording, **QUIET).latents.isfinite().all(), "rounding is not another model"

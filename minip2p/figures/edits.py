@@ -14,7 +14,8 @@ from torch import Tensor
 
 from minip2p.edits import Edit
 from minip2p.errors import RequestError
-from minip2p.figures.maps import all_words, describe, map_panel, maps_of
+from minip2p.figures.checks import check_aligned, check_edit, check_prompt, check_steps, maps_of
+from minip2p.figures.maps import all_words, describe, map_panel
 from minip2p.figures.panels import (
     DPI,
     FONT,
@@ -31,6 +32,7 @@ from minip2p.figures.panels import (
     panel_figure,
     with_caption,
 )  # fmt: skip
+from minip2p.local_blend import LocalBlend
 from minip2p.result import Result
 from minip2p.tokenizer import CLIPTokenizer
 
@@ -44,6 +46,9 @@ def explain(free: Result, result: Result, edit: Edit, caption: str = "", target:
     """One edit on a page: source, target without the edit, and edited target, each with the maps of at most four changed
     phrases; the alignment; the steps in which the edit acts, and weights; the mask as it grows, if there is a local blend.
     `free` is the run without the edit, and both runs have record=True."""
+    for run in (free, result):
+        check_aligned(edit, run.prompts, target)
+    check_edit(result, edit)
     tokenizer, prompts = maps_of(result).tokenizer, [edit.prompts[0], edit.prompts[target]]
     rows = changed_maps(free, result, edit, target)
     tokens = max(alignment_matrix(tokenizer, edit, target).shape)
@@ -67,6 +72,7 @@ def explain(free: Result, result: Result, edit: Edit, caption: str = "", target:
 def alignment(tokenizer: CLIPTokenizer, edit: Edit, caption: str = "", target: int = 1) -> Figure:
     """The mapper: target tokens across, source tokens down, a filled cell where a target token takes a source token's map.
     The last row marks the tokens that keep their own map."""
+    check_aligned(edit, getattr(edit, "prompts", ()), target)
     columns = alignment_matrix(tokenizer, edit, target).shape[1]
     figure = Figure(figsize=(min(WIDTH, max(3.6, 1.0 + 0.23 * columns)), 14), dpi=DPI, layout="constrained")
     draw_alignment(figure.subplots(), tokenizer, edit, target)
@@ -75,6 +81,8 @@ def alignment(tokenizer: CLIPTokenizer, edit: Edit, caption: str = "", target: i
 
 def mask_growth(result: Result, edit: Edit, caption: str = "", target: int = 1, steps: Sequence[int] | None = None) -> Figure:
     """Source and edited picture, and the edited picture at some steps (None: six), pale where the local blend's mask is 0."""
+    check_prompt(result.prompts, target, first=1)
+    check_edit(result, edit)
     pictures = [Panel("source", result.images[0]), Panel("edited", result.images[target])]
     masks = mask_panels(result, edit, target, evenly(result.steps, 6) if steps is None else steps)
     return panel_figure([[*pictures, *masks]], caption, PALE)
@@ -85,6 +93,7 @@ def mask_growth(result: Result, edit: Edit, caption: str = "", target: int = 1, 
 
 def changed_words(tokenizer: CLIPTokenizer, edit: Edit, target: int = 1) -> list[tuple[Word, Word]]:
     """(source words, target words) for each phrase that an edit swaps, adds, drops or re-weights; ("", []) for none."""
+    check_aligned(edit, getattr(edit, "prompts", ()), target)
     source, words = tokenizer.words(edit.prompts[0]), tokenizer.words(edit.prompts[target])
     mapper, weights = edit.mapper[target - 1].cpu(), edit.equalizer[target - 1].tolist()
     partners = [next((i for i, (_, old) in enumerate(source) if mapper[old][:, new].any()), None) for _, new in words]
@@ -121,15 +130,23 @@ def mask_panels(result: Result, edit: Edit, target: int, steps: Sequence[int]) -
     """The edited picture at some steps, pale where the local blend's mask is 0."""
     if result.masks is None:
         raise RequestError("this result has no masks: generate it with an edit that has a local blend")
+    check_steps(steps, len(result.masks))
+    begin = blend_start(edit, len(result.masks)) or 0
     masks, picture = result.masks[:, target - 1, 0], result.images[target].convert("RGB")  # (steps, h, w)
     pale = Image.blend(picture, Image.new("RGB", picture.size, "white"), 0.85)
     panels = []
     for step in steps:
         mask = Image.fromarray((masks[step].cpu() * 255).byte().numpy()).resize(picture.size, Image.Resampling.NEAREST)
-        used = "" if step >= int(edit.blend.start * len(masks)) else "\n(not used yet)"
+        used = "" if step >= begin else "\n(not used yet)"
         note = f"mask {masks[step].mean():.0%}{used}"
         panels.append(Panel(f"step {step + 1}", Image.composite(picture, pale, mask), note=note))
     return panels
+
+
+def blend_start(edit, steps: int) -> int | None:
+    """The step, from 0, at which the local blend of an edit, or a local blend alone, begins; None without one."""
+    blend = edit.blend if isinstance(edit, Edit) else edit if isinstance(edit, LocalBlend) else None
+    return None if blend is None else int(blend.start * steps)
 
 
 # ---------------------------------------------------------------- alignment and windows

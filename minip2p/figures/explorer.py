@@ -21,12 +21,11 @@ from PIL import Image, features
 from tokenizers import decoders
 from torch import Tensor
 
-from minip2p.attention import AttentionEdit
 from minip2p.attention_store import Maps
 from minip2p.edits import Edit
-from minip2p.errors import RequestError
+from minip2p.figures.checks import check_edit, maps_of
+from minip2p.figures.edits import blend_start
 from minip2p.figures.panels import evenly
-from minip2p.local_blend import LocalBlend
 from minip2p.tokenizer import CLIPTokenizer
 
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -54,7 +53,8 @@ def explore(sd, result, edit: Edit | None = None, size: tuple[int, int] | None =
     all sizes, or the finest low-resolution one where all are too many. RequestError if the result has no maps, or none of this
     size, or was made with another edit.
     """
-    check(result, edit)
+    maps_of(result)
+    check_edit(result, edit)
     edit = edit if isinstance(edit, Edit) else result.edit
     texts = [Columns.of(result.maps.tokenizer, prompt) for prompt in result.prompts]
     sizes, shown = choose(result, texts, size)
@@ -72,32 +72,6 @@ def explore(sd, result, edit: Edit | None = None, size: tuple[int, int] | None =
     data = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")  # "<" could end the script element
     before, between, after = TEMPLATE.read_text(encoding="utf-8").split("%%")
     return Page(before + html.escape(title) + between + data + after)
-
-
-def check(result, edit) -> None:
-    """RequestError, in one line, for what cannot be shown."""
-    if result.maps is None:
-        raise RequestError("this result has no attention maps: generate it with record=True")
-    own = result.edit
-    same = edit is own or isinstance(edit, Edit) and isinstance(own, Edit) and contents(edit) == contents(own)
-    around = isinstance(edit, Edit) and own is not None and not isinstance(own, Edit)  # an edit of one's own that uses this one
-    if isinstance(edit, AttentionEdit) and not same and not (around and edit.prompts == result.prompts):
-        name = f"the edit of {list(edit.prompts)}" if isinstance(edit, Edit) else "the edit"
-        raise RequestError(f"{name} is not the edit of this result: give that one, or leave it out")
-
-
-def contents(edit: Edit) -> list:
-    """The settings of an edit and of its local blend, as values that == compares."""
-    parts = [getattr(edit, name) for name in ("prompts", "mapper", "has_source", "equalizer", "cross_replace", "self_replace")]
-    blend = edit.blend
-    parts += [blend.start, blend.threshold, blend.include, blend.exclude, blend.user_mask] if blend else []
-    return [part.tolist() if isinstance(part, Tensor) else part for part in parts]
-
-
-def blend_start(edit, steps: int) -> int | None:
-    """The step, from 0, at which the local blend of an edit, or a local blend alone, begins; None without one."""
-    blend = edit.blend if isinstance(edit, Edit) else edit if isinstance(edit, LocalBlend) else None
-    return None if blend is None else int(blend.start * steps)
 
 
 def choose(result, texts: list["Columns"], size) -> tuple[list[tuple[int, int]], list[int]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from minip2p.attention_store import Maps
 from minip2p.checks import word_positions
 from minip2p.errors import RequestError
+from minip2p.figures.checks import check_prompt, check_steps, maps_of
 from minip2p.figures.panels import Figure, Panel, evenly, panel_figure
 from minip2p.result import Result
 from minip2p.tokenizer import CLIPTokenizer
@@ -28,6 +29,10 @@ def word_maps(rows: Sequence[tuple[str, Result, int]], caption: str = "", words:
     The start token, the end token and the sum of the padding stand apart, in grey, and do not set the scale. `words`: only
     these words or phrases, in each row those that its prompt has.
     """
+    if not rows:
+        raise RequestError("there are no rows: give at least one (label, result, number of the prompt)")
+    for _, result, prompt in rows:
+        check_prompt(result.prompts, prompt)
     prompts, tables = [result.prompts[prompt] for _, result, prompt in rows], []
     for _, result, prompt in rows:
         maps, text = maps_of(result), result.prompts[prompt]
@@ -42,11 +47,15 @@ def word_maps(rows: Sequence[tuple[str, Result, int]], caption: str = "", words:
         cells = [*cells, *[None] * gap, *special]
         for i in range(0, max(1, len(cells)), columns):
             lines.append([Panel(label, result.images[prompt]) if i == 0 else None, *cells[i : i + columns]])
-    return panel_figure(lines, caption, describe(rows[0][1], prompts, size))
+    if len({(run.seed, run.steps, run.guidance) for _, run, _ in rows}) == 1:
+        return panel_figure(lines, caption, describe(rows[0][1], prompts, size))
+    facts = [f"{label}: {describe(run, [run.prompts[prompt]], size)}" for label, run, prompt in rows]
+    return panel_figure(lines, caption, *facts)
 
 
 def overlays(result: Result, words: Words = None, caption: str = "", prompt: int = 0, size: Size = None) -> Figure:
     """The picture, then the maps of words, smooth over the picture in grey; `words` None means every word of the prompt."""
+    check_prompt(result.prompts, prompt)
     picture = result.images[prompt]
     cells = [Panel("picture", picture), *word_panels(maps_of(result), prompt, words, size, picture)]
     columns = -(-len(cells) // -(-len(cells) // COLUMNS))  # as few lines as possible, of equal length
@@ -61,6 +70,7 @@ def maps_by_step(
     with the word's mean map over the picture."""
     tokens = maps_of(result).tokens(prompt, size)  # (steps, h, w, T)
     steps, lines = evenly(len(tokens), 6) if steps is None else steps, []
+    check_steps(steps, len(tokens))
     words = chosen(result.maps, prompt, words)
     for _, positions in words:
         shares = tokens[..., positions].sum(-1)  # (steps, h, w)
@@ -75,6 +85,7 @@ def maps_by_step(
 
 def maps_by_size(result: Result, words: Words = None, caption: str = "", prompt: int = 0) -> Figure:
     """Sizes of layers down, words across: the picture, then each word's map, averaged over the steps and the layers of a size."""
+    check_prompt(result.prompts, prompt)
     maps, picture = maps_of(result), Panel("picture", result.images[prompt])
     lines = [[picture, *word_panels(maps, prompt, words, size)] for size in maps.sizes]
     names = [maps.layers(size).replace(" of ", "\nof ") for size in maps.sizes]
@@ -122,10 +133,3 @@ def all_words(tokenizer: CLIPTokenizer, prompt: str) -> list[tuple[str, list[int
     """The words of a prompt with their token positions, between the start and the end token."""
     words = tokenizer.words(prompt)
     return [("(start)", [0]), *words, ("(end)", [1 + sum(len(positions) for _, positions in words)])]
-
-
-def maps_of(result: Result) -> Maps:
-    """The maps of a result; RequestError if it was generated without."""
-    if result.maps is None:
-        raise RequestError("this result has no maps: call generate(..., record=True)")
-    return result.maps
