@@ -1,5 +1,6 @@
 """The command line: python -m minip2p COMMAND. Bad input is one line on stderr and exit status 2; nothing is written then."""
 
+import os
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -34,9 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"minip2p: {error}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "allocate" not in str(error):  # torch's errors of CUDA and of the CPU say so
+        said = str(error).lower()
+        if isinstance(error, RuntimeError) and "out of memory" not in said and "alloc" not in said:
             raise
-        print("minip2p: the memory is full: try fewer targets, or on a GPU --dtype float16 or --device cpu", file=sys.stderr)
+        print("minip2p: the memory is full: give fewer targets; on a GPU --dtype float16 or --device cpu helps too", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("minip2p: stopped; nothing was written", file=sys.stderr)
@@ -66,7 +68,7 @@ def run_edit(args: Namespace) -> None:
     """Writes source and edited pictures side by side, and with --explain a figure of how the edit was made."""
     output = writable(args.output, PICTURES)
     story = writable(args.explain, FIGURES) if args.explain else None
-    if story and story.resolve() == output.resolve():
+    if story and same_file(story, output):
         raise RequestError(f"--explain and --output are both {output}: give the story a name of its own")
     if story and len(args.targets) > 1:
         raise RequestError(f"--explain shows one edit and there are {len(args.targets)} targets: give one")
@@ -75,10 +77,12 @@ def run_edit(args: Namespace) -> None:
     if story:
         free = generate(sd, args, prompts, record=True, **saved)
         caption = f"from {args.inversion or args.recording}" if saved else ""
-        write_whole(story, explain(free, result, change, caption).savefig)
-        print(f"{story}: how this edit was made")
+        figure = explain(free, result, change, caption)
     save_pictures(output, result.images, args.zoom)
     print(f"{output}: from left to right {', '.join(repr(prompt) for prompt in prompts)}")
+    if story:
+        write_whole(story, figure.savefig)
+        print(f"{story}: how this edit was made")
 
 
 def run_explore(args: Namespace) -> None:
@@ -107,7 +111,7 @@ def run_invert(args: Namespace) -> None:
 def run_record(args: Namespace) -> None:
     """Writes the recording of a prompt, or of an inverted picture."""
     output = writable(args.output, (".safetensors",))
-    if args.inversion and Path(args.inversion).resolve() == output.resolve():
+    if args.inversion and same_file(args.inversion, output):
         raise RequestError(f"--inversion and --output are both {output}: give the recording a name of its own")
     check_seed(args, args.inversion)
     sd = load(args)
@@ -206,6 +210,12 @@ def generate(sd: StableDiffusion, args: Namespace, prompts: list[str], **options
     return sd.generate(prompts, seed=args.seed or 0, steps=args.steps, guidance=args.guidance, **options)
 
 
+def same_file(one: str | Path, other: str | Path) -> bool:
+    """True if both are names of the same file, which need not exist."""
+    first, second = (Path(os.path.expanduser(path)).resolve() for path in (one, other))
+    return first == second
+
+
 def save_pictures(path: Path, pictures: list[Image.Image], zoom: int | None) -> None:
     """Writes the pictures side by side, enlarged by a whole number; by default small ones to at least 256 pixels a side."""
     sheet = side_by_side(pictures)
@@ -215,5 +225,6 @@ def save_pictures(path: Path, pictures: list[Image.Image], zoom: int | None) -> 
 
 if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # some consoles have no character for every prompt
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # some consoles have no character for every prompt
     sys.exit(main())

@@ -35,7 +35,7 @@ class AttentionEdit:
     """
 
     prompts: tuple[str, ...] | None = None  # the prompts the edit was made for, the source first; None: any prompts
-    tokens: Tensor | None = None  # (prompts, T), their tokens; None: any
+    prompt_tokens: Tensor | None = None  # (prompts, T), their tokens; None: any
     masks: Sequence[Tensor] = ()  # of a local blend: one (targets, 1, h, w) per step of the last run
 
     def prepare(self, device: torch.device, fit_mask: Callable[[Tensor], Tensor] | None = None) -> "AttentionEdit":

@@ -100,9 +100,9 @@ def check_edit_prompts(tokenizer: CLIPTokenizer, prompts: Sequence[str], same: b
 
 def check_made_for(edit, tokenizer: CLIPTokenizer, prompts: tuple[str, ...], name: str = "edit"):
     """The edit or blend; PromptError if it was made for other prompts, RequestError if for other tokens of these prompts."""
-    if edit.prompts is not None and edit.prompts != prompts:
+    if edit.prompts is not None and tuple(edit.prompts) != prompts:
         raise PromptError(f"the {name} was made for {list(edit.prompts)} and the prompts are {list(prompts)}: give both the same")
-    if edit.tokens is not None and not torch.equal(edit.tokens, tokenizer(prompts)):
+    if edit.prompt_tokens is not None and not torch.equal(edit.prompt_tokens, tokenizer(prompts)):
         raise RequestError(f"the {name} was made with the tokenizer of another model: make it again with sd.tokenizer of this one")
     return edit
 

@@ -32,6 +32,14 @@ class Chain(AttentionEdit):
         self.users: dict[Site, list[AttentionEdit]] = {}  # which of them want a layer's maps: `wants` is asked once
 
     @property
+    def prompts(self) -> tuple[str, ...] | None:
+        return next((edit.prompts for edit in self.edits if edit.prompts is not None), None)
+
+    @property
+    def prompt_tokens(self) -> Tensor | None:
+        return next((edit.prompt_tokens for edit in self.edits if edit.prompt_tokens is not None), None)
+
+    @property
     def masks(self) -> Sequence[Tensor]:
         return next((edit.masks for edit in self.edits if len(edit.masks)), ())
 

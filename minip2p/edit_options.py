@@ -44,7 +44,7 @@ def of_each_token(tokenizer: CLIPTokenizer, targets: tuple[str, ...], values: di
         for row, positions in word_positions(tokenizer, targets, word):
             other = next((owners[row, p] for p in positions if (row, p) in owners), None)
             if other is not None:
-                raise PromptError(f"{word!r} and {other!r} are the same word and have two {name}: leave one of them out")
+                raise PromptError(f"{word!r} and {other!r} share a word, which then has two {name}: leave one of them out")
             owners |= {(row, p): word for p in positions}
             yield row, positions, value
 

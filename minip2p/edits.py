@@ -29,7 +29,7 @@ class Edit(AttentionEdit):
     """One source prompt, N target prompts, and what happens to the targets' maps. Made by `Swap`, `Add` and `Reweight`."""
 
     prompts: tuple[str, ...] = field()  # the source, then N targets (a field: the base class has None)
-    tokens: Tensor = field()  # (1 + N, T), of the prompts
+    prompt_tokens: Tensor = field()  # (1 + N, T)
     mapper: Tensor  # (N, T, T), source tokens down, target tokens across
     has_source: Tensor  # (N, T), 1 where a target token takes the source's map
     equalizer: Tensor  # (N, T), the factor of each target token

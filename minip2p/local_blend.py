@@ -41,7 +41,7 @@ class LocalBlend(AttentionEdit):
         mask=None,
     ):
         self.prompts = check_edit_prompts(tokenizer, prompts)
-        self.tokens = tokenizer(self.prompts)
+        self.prompt_tokens = tokenizer(self.prompts)
         for name, value in (("start", start), ("threshold", threshold)):
             if not is_number(value) or not 0 <= value <= 1:
                 raise RequestError(f"the local blend's {name} is {value!r}: give a number from 0 to 1")
@@ -132,8 +132,10 @@ def token_table(tokenizer: CLIPTokenizer, prompts: Sequence[str], words: str | S
 
 def read_mask(mask) -> Tensor:
     """A picture, array or tensor (height, width), from 0 to 1 or to 255, -> (1, 1, height, width) of 0 and 1."""
-    if isinstance(mask, Image.Image):  # whose white is known
+    if isinstance(mask, Image.Image):  # its white is 255, even if it is dark; in an array the largest value decides
         mask = np.asarray(to_8_bits(upright(mask)).convert("L")) / 255
+        if mask.size and mask.max() <= 0.5:
+            raise RequestError("the local blend's mask is a dark picture, so nothing may change: make the places white that may")
     try:
         array = np.asarray(mask.detach().cpu() if isinstance(mask, Tensor) else mask, dtype=np.float32)
     except (TypeError, ValueError):

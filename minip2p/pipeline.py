@@ -129,9 +129,10 @@ class StableDiffusion:
         steps and guidance: 50 and 7.5, or those of the inversion or recording. edit: a Swap, Add or Reweight of these prompts
         (prompts[0] is the source), another AttentionEdit, or a function (attn, site) -> attn. inversion: of a picture, made by
         `invert`; prompts[0] is the prompt it was inverted with. recording: of prompts[0], made by `record`; only the other
-        prompts are run. latents: the noise to start from, (1 or B, 4, h, w). negative: a prompt to guide away from, in place of
-        the empty one. size: a side or (height, width) in pixels. record: True keeps all cross-attention maps; "all" also keeps
-        the maps before the edit. progress: a bar on stderr, if the run takes longer than two seconds.
+        prompts are run, and the edit must leave the source's row as it is. latents: the noise to start from, (1 or B, 4, h, w).
+        negative: a prompt to guide away from, in place of the empty one. size: a side or (height, width) in pixels. record: True
+        keeps all cross-attention maps; "all" also keeps the maps before the edit. progress: a bar on stderr, if the run takes
+        longer than two seconds.
         """
         given, edit = edit if isinstance(edit, AttentionEdit) else None, as_edit(edit)
         prompts = check_prompts(self.tokenizer, prompts)
@@ -158,10 +159,10 @@ class StableDiffusion:
                 trajectory.append(z)
                 x0.append(predicted)
             trajectory, x0 = torch.stack(trajectory), torch.stack(x0)
-            if saved is not None:
-                trajectory, x0 = saved.complete(edit, trajectory, x0)
             self.check_finite(cond, "the text encoder")
             self.check_finite(trajectory[-1], "the UNet")
+            if saved is not None:
+                trajectory, x0 = saved.complete(edit, trajectory, x0)
             images = self.decode_latents(trajectory[-1])
         maps = Maps(self.tokenizer, prompts, kept.maps) if record else None
         own_maps = Maps(self.tokenizer, prompts, own.maps) if record == "all" else None

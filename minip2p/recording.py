@@ -81,8 +81,8 @@ class Recording(SavedRun):
 class Replay(AttentionEdit):
     """An edit whose source is a recording: the recorded maps and latents stand in front of those of the targets.
 
-    changes: of each call and step, whether the edit changed the source; one tensor each, looked at after the run, because a
-    look waits for the device.
+    changes: one boolean tensor for each call of the edit, true if it changed the source. They are read after the run, because
+    reading one waits for the device.
     """
 
     def __init__(self, recording: Recording, edit: AttentionEdit, step: int = 0, changes: list[Tensor] | None = None):
@@ -120,8 +120,8 @@ class Replay(AttentionEdit):
         """RequestError if the edit changed the source: its recorded picture would not be the one of these maps."""
         if torch.stack(self.changes).any():
             raise RequestError(
-                "the edit changes the source, which a recording holds as it was: leave the first row of the maps and of the latents "
-                "as they are, or run the edit without the recording"
+                "the edit changes the source, which is already recorded: return the first row of the maps and of the latents exactly "
+                "as received, or run the edit without the recording"
             )
 
     def targets(self, edited: Tensor, source: Tensor) -> Tensor:

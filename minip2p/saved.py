@@ -91,7 +91,7 @@ class SavedRun:
         rounding = 8 * max(torch.finfo(kind).eps for kind in dtypes) if len(dtypes) > 1 else 32 * torch.finfo(torch.float32).eps
         same = fingerprint.shape == self.weights.shape
         if not same or ((fingerprint[0] - self.weights[0]).abs() > rounding * fingerprint.abs().sum(0)).any():
-            raise RequestError(f"the {kind} was made with other weights or settings than these: load those, or {self.command} again")
+            raise RequestError(f"the {kind} was made by a model with other weights or settings: load that one, or {self.command} again")
 
     def save(self, path: str | Path) -> None:
         """Writes one .safetensors file, whole or not at all. RequestError if it cannot be written."""
@@ -138,8 +138,8 @@ def given_run(inversion, recording, latents: Tensor | None, seed: int) -> SavedR
 
 
 def fingerprint(networks: list[nn.Module], schedule: Schedule, tokens: Tensor) -> Tensor:
-    """(2, numbers): the sum and the norm of every weight tensor and of every number of the schedule, on the CPU, and then the
-    bits of a checksum of the networks' settings and of a prompt's tokens.
+    """(2, numbers) on the CPU: the sum and the norm of every weight tensor, then the numbers of the schedule with their absolute
+    values, then the 32 bits of a checksum of the networks' settings and of a prompt's tokens.
 
     The weights have no checksum, because the same file loaded as float16 and as float32 differs in rounding. Rounding changes
     a tensor's sum by about the rounding of its norm, and `SavedRun.check` allows a few times that. In one dtype only the order
@@ -149,7 +149,7 @@ def fingerprint(networks: list[nn.Module], schedule: Schedule, tokens: Tensor) -
     sums = [torch.stack([w.sum(dtype=torch.float32), torch.linalg.vector_norm(w, dtype=torch.float32)]) for w in weights]
     numbers = [*schedule.alphas_cumprod[::100], schedule.steps_offset, schedule.set_alpha_to_one]
     numbers += [schedule.prediction_type == "epsilon", schedule.timestep_spacing == "leading"]
-    settings = [vars(network.config) | {"sample_size": None} for network in networks]  # the size of the pictures is no setting
+    settings = [vars(network.config) | {"sample_size": None} for network in networks]  # only the default size of pictures; single files do not say it
     checksum = crc32(repr((settings, tokens.tolist())).encode())
     numbers += [checksum >> bit & 1 for bit in range(32)]
     numbers = torch.tensor([float(number) for number in numbers], dtype=torch.float32, device="cpu")

@@ -175,11 +175,12 @@ def test_a_resized_mask_that_exceeds_one_is_still_from_zero_to_one(sd):
 
 
 @pytest.mark.parametrize("dark", [
-    Image.new("L", (16, 16), 2), Image.new("RGB", (16, 16), (90, 90, 90)), Image.fromarray(np.full((16, 16), 300, np.uint16)),
+    Image.new("L", (16, 16), 1), Image.new("RGB", (16, 16), (90, 90, 90)), Image.fromarray(np.full((16, 16), 300, np.uint16)),
 ])  # fmt: skip
 def test_a_dark_picture_is_no_mask(sd, dark):
     """The white of a picture is known; that of an array is guessed."""
-    assert not LocalBlend(sd.tokenizer, PAIR, mask=dark).user_mask.any()
+    with pytest.raises(RequestError, match="mask is a dark picture, so nothing may change"):
+        LocalBlend(sd.tokenizer, PAIR, mask=dark)
     assert LocalBlend(sd.tokenizer, PAIR, mask=Image.new("L", (16, 16), 200)).user_mask.all()
 
 

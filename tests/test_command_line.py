@@ -173,6 +173,7 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, capsys, arguments, m
 
 @pytest.mark.parametrize("error", [
     torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 9 GiB"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.\nError code 12"),
     MemoryError(),
 ])  # fmt: skip

@@ -323,13 +323,13 @@ EDITS = {  # an edit that cannot be made -> the message
     "a dict of self windows": (lambda tok: Swap(tok, PAIR, 0.8, {"default_": 0.4}), "self_replace_steps"),
     "a re-weighting's window": (lambda tok: Reweight(tok, PAIR, {"dog": 2}, cross_replace_steps=2), "cross_replace_steps is 2"),
     "a re-weighting's self window": (lambda tok: Reweight(tok, PAIR, {"dog": 2}, self_replace_steps="x"), "self_replace_steps is 'x'"),
-    "one word with two windows": (lambda tok: Swap(tok, PAIR, {"dog": 0.9, "Dog": 0.1}), "'Dog' and 'dog' are the same word .* two windows"),
+    "one word with two windows": (lambda tok: Swap(tok, PAIR, {"dog": 0.9, "Dog": 0.1}), "'Dog' and 'dog' share a word, which then has two windows"),
     "a model as the tokenizer": (lambda tok: Swap(object(), PAIR), "give that of the model, sd.tokenizer"),
     "a blend's tokenizer": (lambda tok: LocalBlend(None, PAIR, "cat"), "tokenizer of an edit is None"),
     "weight of an unknown word": (lambda tok: Reweight(tok, PAIR, {"bicycle": 2}), "'bicycle' is in none"),
     "weight of a source's word": (lambda tok: Reweight(tok, PAIR, {"cat": 2}), "'cat' is in none"),
     "weight of nothing": (lambda tok: Reweight(tok, PAIR, {"": 2}), "'' is in none"),
-    "one word with two weights": (lambda tok: Reweight(tok, PAIR, {"dog": 2, "Dog": 3}), "'Dog' and 'dog' are the same word .* two weights"),
+    "one word with two weights": (lambda tok: Reweight(tok, PAIR, {"dog": 2, "Dog": 3}), "'Dog' and 'dog' share a word, which then has two weights"),
     "a word of a phrase": (lambda tok: Reweight(tok, PAIR, {"dog": 2, "red dog": 3}), "'red dog' and 'dog' .* two weights"),
     **{
         f"weight {weight!r}": (lambda tok, w=weight: Reweight(tok, PAIR, {"dog": w}), "weight of 'dog' is .* give a number from -65504 to 65504")
@@ -354,6 +354,7 @@ RUNS = {  # a run that cannot be made -> the message
     "a negative prompt that is a number": (lambda sd: sd.generate(SOURCE, negative=5), "must be a string"),
     "several negative prompts": (lambda sd: sd.generate(SOURCE, negative=["snow", "grass"]), "must be a string"),
     "edit of other prompts": (lambda sd: sd.generate([SOURCE, ADDED], edit=Swap(sd.tokenizer, PAIR)), "edit was made for"),
+    "chain of other prompts": (lambda sd: sd.generate([SOURCE, ADDED], edit=Chain([Swap(sd.tokenizer, PAIR)])), "edit was made for"),
     "edit of more prompts": (lambda sd: sd.generate(PROMPTS, edit=Swap(sd.tokenizer, PAIR)), "edit was made for"),
     "edit and one prompt": (lambda sd: sd.generate(SOURCE, edit=Swap(sd.tokenizer, PAIR)), "edit was made for"),
     "no prompt": (lambda sd: sd.generate([]), "no prompt"),
@@ -408,7 +409,7 @@ def test_an_edit_made_with_another_tokenizer_is_refused(sd):
     """Its words stand at other positions, or its tokens are other words."""
     other = CLIPTokenizer(TOY / "tokenizer", sd.tokenizer.context)
     blend = LocalBlend(other, PAIR, ["cat", "dog"])
-    for edit in (Swap(other, PAIR), Reweight(other, PAIR, {"dog": 2}), blend):
+    for edit in (Swap(other, PAIR), Reweight(other, PAIR, {"dog": 2}), blend, Chain([AttentionStore(), Swap(other, PAIR)])):
         refused(lambda sd: sd.generate(PAIR, edit=edit, steps=1), sd, "edit was made with the tokenizer of another model")
     refused(lambda tok: Swap(tok, PAIR, blend=blend), sd.tokenizer, "local blend was made with the tokenizer of another")
     refused(lambda tok: Reweight(tok, PAIR, {"dog": 2}, base=Swap(other, PAIR)), sd.tokenizer, "base edit was made with the tokenizer")

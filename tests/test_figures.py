@@ -18,6 +18,7 @@ from minip2p.attention_store import Maps
 from minip2p.figures import edits, panels
 from minip2p.result import Result
 from minip2p.tokenizer import CLIPTokenizer
+from tests.conftest import TOY
 from tests.pipelines import write_tokenizer
 
 STEPS = 5
@@ -252,6 +253,14 @@ def test_what_cannot_be_drawn_is_one_line(tokenizer, swap, add):
             lambda: figures.mask_growth(result, edit, target=target),
         ):
             refused(make, "target is .* give a number from 1 to 1")
+    other = CLIPTokenizer(TOY / "tokenizer", tokenizer.context)
+    refused(lambda: figures.alignment(other, edit), "made with the tokenizer of another model")
+    refused(lambda: figures.explain(result, result, edit), "the run without the edit has one")
+    elsewhere = Result(**vars(free) | {"start": free.start + 1})
+    refused(lambda: figures.explain(elsewhere, result, edit), "begins with other noise")
+    refused(lambda: figures.maps_by_step(result, ["cat"], 2), "steps is 2: give a list")
+    refused(lambda: figures.mask_growth(result, 5), "edit is 5")
+    assert notes(figures.mask_growth(result, None)) == notes(figures.mask_growth(result, edit))
     refused(lambda: figures.explain(free, result, long), "is not the edit of this result")
     refused(lambda: figures.explain(add[0], result, edit), "give both the same prompts")
     refused(lambda: figures.explain(free, result, edit.blend), "alignment can be drawn")

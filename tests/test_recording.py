@@ -173,9 +173,11 @@ def test_an_edit_that_changes_the_source_is_refused(sd, recording):
         return attn.mul_(0.5)
 
     for edit in (in_place, lambda attn, site: with_row(attn, 0, 0.99), Brighter(0)):
-        with pytest.raises(RequestError, match="the edit changes the source, which a recording holds") as error:
+        with pytest.raises(RequestError, match="the edit changes the source, which is already recorded") as error:
             sd.generate([CAT, DOG], recording=recording, edit=edit, **QUIET)
         assert "\n" not in str(error.value)
+    with pytest.raises(FloatingPointError):
+        sd.generate([CAT, DOG], recording=recording, edit=lambda attn, site: attn * torch.nan, **QUIET)
     for edit in (lambda attn, site: with_row(attn, 1, 0.5), Brighter(1)):
         together = sd.generate([CAT, DOG], steps=STEPS, edit=edit, **QUIET)
         replayed = sd.generate([CAT, DOG], recording=recording, edit=edit, **QUIET)
@@ -308,7 +310,7 @@ def test_another_model_is_refused(sd1, dtype):
         weight = next(w for w in network.parameters() if w.ndim > 1)
         before = weight.clone()
         weight.view(-1)[7] += 0.001 * weight.norm()
-        with pytest.raises(RequestError, match="recording was made with other weights"):
+        with pytest.raises(RequestError, match="recording was made by a model with other weights"):
             other.generate([CAT, DOG], recording=recording, **QUIET)
         weight.copy_(before)
     for change in ({"beta_end": 0.013}, {"prediction_type": "v_prediction"}, {"set_alpha_to_one": True}, {"steps_offset": 0}):

@@ -1,15 +1,19 @@
 """Checks of what a caller gives to a figure or a page: RequestError, in one line, for what it cannot show."""
 
 from collections.abc import Sequence
+from types import NoneType
 
+import torch
 from torch import Tensor
 
 from minip2p.attention import AttentionEdit
 from minip2p.attention_store import Maps
-from minip2p.checks import brief, is_whole
+from minip2p.checks import brief, check_made_for, is_whole
 from minip2p.edits import Edit
 from minip2p.errors import RequestError
+from minip2p.local_blend import LocalBlend
 from minip2p.result import Result
+from minip2p.tokenizer import CLIPTokenizer
 
 
 def maps_of(result: Result) -> Maps:
@@ -29,6 +33,8 @@ def check_prompt(prompts: Sequence[str], prompt: int, first: int = 0) -> None:
 
 def check_steps(steps: Sequence[int], total: int) -> None:
     """RequestError unless these are numbers of steps, counted from 0."""
+    if not isinstance(steps, Sequence):
+        raise RequestError(f"steps is {brief(steps)}: give a list of numbers, counted from 0")
     for step in steps:
         if not is_whole(step) or not 0 <= step < total:
             raise RequestError(f"step {brief(step)} is not in this run: it had {total}, counted from 0 to {total - 1}")
@@ -38,21 +44,34 @@ def check_edit(result: Result, edit) -> None:
     """RequestError if this is not the edit that the result was made with; for None nothing is checked."""
     own = result.edit
     same = edit is own or isinstance(edit, Edit) and isinstance(own, Edit) and contents(edit) == contents(own)
-    around = isinstance(edit, Edit) and own is not None and not isinstance(own, Edit)  # an edit of one's own that uses this one
-    if isinstance(edit, (str, dict)):
+    around = isinstance(edit, Edit) and not isinstance(own, (Edit, LocalBlend, NoneType))  # a user's own, which may use this one
+    if edit is not None and not callable(edit):
         raise RequestError(f"edit is {brief(edit)}: give the Swap, Add or Reweight of this result, or leave it out")
     if isinstance(edit, AttentionEdit) and not same and not (around and edit.prompts == result.prompts):
         name = f"the edit of {list(edit.prompts)}" if isinstance(edit, Edit) else "the edit"
         raise RequestError(f"{name} is not the edit of this result: give that one, or leave it out")
 
 
-def check_aligned(edit, prompts: Sequence[str], target: int) -> None:
-    """RequestError unless this is an edit with an alignment, of these prompts, and has this target."""
+def check_aligned(tokenizer: CLIPTokenizer, edit, target: int) -> None:
+    """RequestError unless this is an edit with an alignment, made with this tokenizer, and has this target."""
     if not isinstance(edit, Edit):
         raise RequestError(f"edit is {brief(edit)}: give a Swap, Add or Reweight, whose alignment can be drawn")
-    if edit.prompts != tuple(prompts):
-        raise RequestError(f"the edit is of {list(edit.prompts)} and the run of {list(prompts)}: give both the same prompts")
+    check_made_for(edit, tokenizer, edit.prompts)
     check_prompt(edit.prompts, target, first=1)
+
+
+def check_free(free: Result, result: Result, edit: Edit, target: int) -> None:
+    """RequestError unless these runs are of the edit's source and target, from the same noise, and `free` without an edit."""
+    for run in (free, result):
+        check_prompt(run.prompts, target, first=1)
+        for number in (0, target):
+            if run.prompts[number] != edit.prompts[number]:
+                pair = f"{edit.prompts[number]!r} in the edit and {run.prompts[number]!r} in a run"
+                raise RequestError(f"prompt {number} is {pair}: give both the same prompts")
+    if free.edit is not None:
+        raise RequestError("the run without the edit has one: generate it without")
+    if not torch.equal(free.start[0], result.start[0]):
+        raise RequestError("the run without the edit begins with other noise: give both the same seed, inversion or recording")
 
 
 def contents(edit: Edit) -> list:

@@ -12,9 +12,10 @@ from matplotlib.patches import Patch
 from PIL import Image
 from torch import Tensor
 
+from minip2p.compose import Chain
 from minip2p.edits import Edit
 from minip2p.errors import RequestError
-from minip2p.figures.checks import check_aligned, check_edit, check_prompt, check_steps, maps_of
+from minip2p.figures.checks import check_aligned, check_edit, check_free, check_prompt, check_steps, maps_of
 from minip2p.figures.maps import all_words, describe, map_panel
 from minip2p.figures.panels import (
     DPI,
@@ -46,10 +47,11 @@ def explain(free: Result, result: Result, edit: Edit, caption: str = "", target:
     """One edit on a page: source, target without the edit, and edited target, each with the maps of at most four changed
     phrases; the alignment; the steps in which the edit acts, and weights; the mask as it grows, if there is a local blend.
     `free` is the run without the edit, and both runs have record=True."""
-    for run in (free, result):
-        check_aligned(edit, run.prompts, target)
+    tokenizer = maps_of(result).tokenizer
+    check_aligned(tokenizer, edit, target)
+    check_free(free, result, edit, target)
     check_edit(result, edit)
-    tokenizer, prompts = maps_of(result).tokenizer, [edit.prompts[0], edit.prompts[target]]
+    prompts = [edit.prompts[0], edit.prompts[target]]
     rows = changed_maps(free, result, edit, target)
     tokens = max(alignment_matrix(tokenizer, edit, target).shape)
     right = min(4.6, max(3.0, WIDTH - 1.75 * len(rows[0]), 1.0 + 0.13 * tokens))  # inches for the alignment
@@ -72,7 +74,7 @@ def explain(free: Result, result: Result, edit: Edit, caption: str = "", target:
 def alignment(tokenizer: CLIPTokenizer, edit: Edit, caption: str = "", target: int = 1) -> Figure:
     """The mapper: target tokens across, source tokens down, a filled cell where a target token takes a source token's map.
     The last row marks the tokens that keep their own map."""
-    check_aligned(edit, getattr(edit, "prompts", ()), target)
+    check_aligned(tokenizer, edit, target)
     columns = alignment_matrix(tokenizer, edit, target).shape[1]
     figure = Figure(figsize=(min(WIDTH, max(3.6, 1.0 + 0.23 * columns)), 14), dpi=DPI, layout="constrained")
     draw_alignment(figure.subplots(), tokenizer, edit, target)
@@ -83,6 +85,7 @@ def mask_growth(result: Result, edit: Edit, caption: str = "", target: int = 1, 
     """Source and edited picture, and the edited picture at some steps (None: six), pale where the local blend's mask is 0."""
     check_prompt(result.prompts, target, first=1)
     check_edit(result, edit)
+    edit = result.edit if edit is None else edit
     pictures = [Panel("source", result.images[0]), Panel("edited", result.images[target])]
     masks = mask_panels(result, edit, target, evenly(result.steps, 6) if steps is None else steps)
     return panel_figure([[*pictures, *masks]], caption, PALE)
@@ -93,7 +96,7 @@ def mask_growth(result: Result, edit: Edit, caption: str = "", target: int = 1, 
 
 def changed_words(tokenizer: CLIPTokenizer, edit: Edit, target: int = 1) -> list[tuple[Word, Word]]:
     """(source words, target words) for each phrase that an edit swaps, adds, drops or re-weights; ("", []) for none."""
-    check_aligned(edit, getattr(edit, "prompts", ()), target)
+    check_aligned(tokenizer, edit, target)
     source, words = tokenizer.words(edit.prompts[0]), tokenizer.words(edit.prompts[target])
     mapper, weights = edit.mapper[target - 1].cpu(), edit.equalizer[target - 1].tolist()
     partners = [next((i for i, (_, old) in enumerate(source) if mapper[old][:, new].any()), None) for _, new in words]
@@ -145,6 +148,8 @@ def mask_panels(result: Result, edit: Edit, target: int, steps: Sequence[int]) -
 
 def blend_start(edit, steps: int) -> int | None:
     """The step, from 0, at which the local blend of an edit, or a local blend alone, begins; None without one."""
+    if isinstance(edit, Chain):
+        return next((start for start in (blend_start(each, steps) for each in edit.edits) if start is not None), None)
     blend = edit.blend if isinstance(edit, Edit) else edit if isinstance(edit, LocalBlend) else None
     return None if blend is None else int(blend.start * steps)
 
