@@ -106,7 +106,8 @@ class GraphedUNet:
             self.shapes, self.sites, self.captured = shapes, self.unet.sites(*latents.shape[-2:]), {}
         wanted = tuple(site for site in self.sites if edit.wants(site))
         if wanted not in self.captured:
-            output = self.unet(latents, t, text, Chosen(edit, wanted), n_uncond)  # a first call also loads kernels, which cannot be captured
+            # A first call also loads kernels, which cannot be captured.
+            output = self.unet(latents, t, text, Chosen(edit, wanted), n_uncond)
             self.captured[wanted] = None
             return output
         if self.captured[wanted] is None:

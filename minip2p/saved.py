@@ -149,7 +149,8 @@ def fingerprint(networks: list[nn.Module], schedule: Schedule, tokens: Tensor) -
     sums = [torch.stack([w.sum(dtype=torch.float32), torch.linalg.vector_norm(w, dtype=torch.float32)]) for w in weights]
     numbers = [*schedule.alphas_cumprod[::100], schedule.steps_offset, schedule.set_alpha_to_one]
     numbers += [schedule.prediction_type == "epsilon", schedule.timestep_spacing == "leading"]
-    settings = [vars(network.config) | {"sample_size": None} for network in networks]  # only the default size of pictures; single files do not say it
+    # sample_size is only the default size of pictures, and single files do not say it.
+    settings = [vars(network.config) | {"sample_size": None} for network in networks]
     checksum = crc32(repr((settings, tokens.tolist())).encode())
     numbers += [checksum >> bit & 1 for bit in range(32)]
     numbers = torch.tensor([float(number) for number in numbers], dtype=torch.float32, device="cpu")
