@@ -1,6 +1,6 @@
 """Checks of what a caller gives to a figure or a page: RequestError, in one line, for what it cannot show."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import NoneType
 
 import torch
@@ -31,9 +31,9 @@ def check_prompt(prompts: Sequence[str], prompt: int, first: int = 0) -> None:
         raise RequestError(f"{kind} is {brief(prompt)} and there are {len(prompts)} prompts, counted from 0: {numbers}")
 
 
-def check_steps(steps: Sequence[int], total: int) -> None:
+def check_steps(steps: Iterable[int], total: int) -> None:
     """RequestError unless these are numbers of steps, counted from 0."""
-    if not isinstance(steps, Sequence):
+    if not isinstance(steps, Iterable):
         raise RequestError(f"steps is {brief(steps)}: give a list of numbers, counted from 0")
     for step in steps:
         if not is_whole(step) or not 0 <= step < total:
