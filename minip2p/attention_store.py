@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from minip2p.attention import AttentionEdit, Site
-from minip2p.checks import is_whole
+from minip2p.checks import check_prompt
 from minip2p.errors import RequestError
 from minip2p.tokenizer import CLIPTokenizer
 
@@ -87,8 +87,7 @@ class Maps:
 
     def tokens(self, prompt: int = 0, size: tuple[int, int] | None = None) -> Tensor:
         """(steps, h, w, T): each token's share of each pixel's attention, averaged over the layers of `sites(size)`."""
-        if not is_whole(prompt) or not 0 <= prompt < len(self.prompts):
-            raise RequestError(f"there is no prompt {prompt!r} in this run: it had {len(self.prompts)}, counted from 0")
+        check_prompt(self.prompts, prompt)
         sites = self.sites(size)
         mean = torch.stack([self.by_site[site][:, prompt].float() for site in sites]).mean(0)
         return mean.unflatten(1, (sites[0].height, sites[0].width))

@@ -98,6 +98,14 @@ def check_edit_prompts(tokenizer: CLIPTokenizer, prompts: Sequence[str], same: b
     return prompts
 
 
+def check_prompt(prompts: Sequence[str], prompt: int, first: int = 0) -> None:
+    """RequestError unless this is the number of a prompt, from `first` on: 1 if it must be a target."""
+    if not is_whole(prompt) or not first <= prompt < len(prompts):
+        kind, last = "target" if first else "prompt", len(prompts) - 1
+        numbers = f"give a number from {first} to {last}" if last >= first else "there is none"
+        raise RequestError(f"{kind} is {brief(prompt)} and there are {len(prompts)} prompts, counted from 0: {numbers}")
+
+
 def check_made_for(edit, tokenizer: CLIPTokenizer, prompts: tuple[str, ...], name: str = "edit"):
     """The edit or blend; PromptError if it was made for other prompts, RequestError if for other tokens of these prompts."""
     if edit.prompts is not None and tuple(edit.prompts) != prompts:
@@ -136,11 +144,15 @@ def check_rows(attn: Tensor, prompts: Sequence[str]) -> None:
 
 def check_edited(edited: Tensor, attn: Tensor, site) -> Tensor:
     """The maps that an edit returned; RequestError unless they have the shape and the dtype of those that it received."""
-    if not isinstance(edited, Tensor) or edited.shape != attn.shape or edited.dtype != attn.dtype:
-        is_tensor = isinstance(edited, Tensor)
-        found = f"{tuple(edited.shape)} in {edited.dtype}" if is_tensor else f"a {type(edited).__name__}"
+    return check_returned(edited, attn, f"at {site.name}", "maps")
+
+
+def check_returned(found: Tensor, given: Tensor, where: str, kind: str) -> Tensor:
+    """What an edit returned; RequestError unless it is a tensor of the shape and the dtype that the edit was given."""
+    if not isinstance(found, Tensor) or found.shape != given.shape or found.dtype != given.dtype:
+        returned = f"{tuple(found.shape)} in {found.dtype}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
         raise RequestError(
-            f"the edit returned {found} at {site.name}, where it received {tuple(attn.shape)} in {attn.dtype}: "
-            "return maps of the same shape and dtype"
+            f"the edit returned {returned} {where}, where it received {tuple(given.shape)} in {given.dtype}: "
+            f"return {kind} of the same shape and dtype"
         )
-    return edited
+    return found

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from minip2p.attention import AttentionEdit, Site
-from minip2p.checks import check_edited
+from minip2p.checks import check_edited, check_returned
 from minip2p.errors import RequestError
 
 
@@ -74,14 +74,7 @@ def at_step(edit, step: int, steps: int) -> AttentionEdit:
 
 def after_step(edit: AttentionEdit, latents: Tensor) -> Tensor:
     """What the edit's method `after_step` returns. RequestError unless these are latents of the same shape and dtype."""
-    found = edit.after_step(latents)
-    if not isinstance(found, Tensor) or found.shape != latents.shape or found.dtype != latents.dtype:
-        kind = f"{tuple(found.shape)} in {found.dtype}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
-        raise RequestError(
-            f"the edit's method after_step(latents) returned {kind}, where it received {tuple(latents.shape)} in {latents.dtype}: "
-            "return latents of the same shape and dtype"
-        )
-    return found
+    return check_returned(edit.after_step(latents), latents, "from after_step(latents)", "latents")
 
 
 def as_edit(edit: AttentionEdit | Callable | None) -> AttentionEdit:

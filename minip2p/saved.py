@@ -138,8 +138,8 @@ def given_run(inversion, recording, latents: Tensor | None, seed: int) -> SavedR
 
 
 def fingerprint(networks: list[nn.Module], schedule: Schedule, tokens: Tensor) -> Tensor:
-    """(2, numbers) on the CPU: the sum and the norm of every weight tensor, then the numbers of the schedule with their absolute
-    values, then the 32 bits of a checksum of the networks' settings and of a prompt's tokens.
+    """(2, numbers), on the CPU: of each weight tensor the sum and the norm; each number of the schedule and its absolute value.
+    The last 32 are the bits of a checksum of the networks' settings and of a prompt's tokens.
 
     The weights have no checksum, because the same file loaded as float16 and as float32 differs in rounding. Rounding changes
     a tensor's sum by about the rounding of its norm, and `SavedRun.check` allows a few times that. In one dtype only the order

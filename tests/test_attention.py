@@ -138,7 +138,7 @@ def test_latents_that_an_edit_spoils_are_one_line(sd, returned):
 
     recording = sd.record(PROMPTS[0], **SMALL)
     for options in (SMALL, {"recording": recording, "progress": False}, SMALL | {"record": True}):
-        with pytest.raises(RequestError, match=r"after_step\(latents\) returned .* return latents of the same shape") as error:
+        with pytest.raises(RequestError, match=r"returned .* from after_step\(latents\), .* return latents of the same shape") as error:
             sd.generate(PROMPTS, edit=Spoiling(), **options)
         assert "\n" not in str(error.value)
 

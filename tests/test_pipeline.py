@@ -73,7 +73,7 @@ def test_maps_of_words(sd, recorded):
     ):
         with pytest.raises(PromptError, match=reason):
             maps.word(word, prompt)
-    for options, reason in (({"prompt": 2}, "no prompt 2"), ({"size": (5, 5)}, r"size \(5, 5\): the sizes are \[\(16, 16\), ")):
+    for options, reason in (({"prompt": 2}, "prompt is 2 and there are"), ({"size": (5, 5)}, r"size \(5, 5\): the sizes are \[\(16, 16\), ")):
         with pytest.raises(RequestError, match=reason):
             maps.word("cat", **options)
 

@@ -5,7 +5,6 @@ import re
 import shlex
 from pathlib import Path
 
-import pytest
 import torch
 
 from minip2p.__main__ import main
@@ -27,21 +26,15 @@ def shell_lines() -> list[str]:
 OWN = [line for line in shell_lines() if line.startswith("python -m minip2p") and " check " not in line]
 
 
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
-    """Where the commands run one after the other, since some read what others wrote."""
-    place = tmp_path_factory.mktemp("readme")
-    (place / "lessons").symlink_to(ROOT / "lessons")
-    return place
-
-
-@pytest.mark.parametrize("line", OWN)
-def test_commands_run_as_pasted(line, workplace, monkeypatch):
-    monkeypatch.chdir(workplace)
-    words = shlex.split(line)[3:]
-    steps = [] if {"--steps", "--inversion", "--recording"} & set(words) else ["--steps", "2"]
-    assert main([*words, *steps, "--device", "cpu"]) == 0
-    assert (workplace / words[words.index("-o") + 1]).exists()
+def test_commands_run_as_pasted(tmp_path, monkeypatch):
+    """One after the other, since some read what others wrote."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lessons").symlink_to(ROOT / "lessons")
+    for line in OWN:
+        words = shlex.split(line)[3:]
+        steps = [] if {"--steps", "--inversion", "--recording"} & set(words) else ["--steps", "2"]
+        assert main([*words, *steps, "--device", "cpu"]) == 0, line
+        assert Path(words[words.index("-o") + 1]).exists(), line
 
 
 def test_make_targets_exist():

@@ -1,6 +1,6 @@
 """Checks of what a caller gives to a figure or a page: RequestError, in one line, for what it cannot show."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from types import NoneType
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from minip2p.attention import AttentionEdit
 from minip2p.attention_store import Maps
-from minip2p.checks import brief, check_made_for, is_whole
+from minip2p.checks import brief, check_made_for, check_prompt, is_whole
 from minip2p.edits import Edit
 from minip2p.errors import RequestError
 from minip2p.local_blend import LocalBlend
@@ -21,14 +21,6 @@ def maps_of(result: Result) -> Maps:
     if result.maps is None:
         raise RequestError("this result has no attention maps: call generate(..., record=True)")
     return result.maps
-
-
-def check_prompt(prompts: Sequence[str], prompt: int, first: int = 0) -> None:
-    """RequestError unless this is the number of a prompt, from `first` on: 1 if it must be a target."""
-    if not is_whole(prompt) or not first <= prompt < len(prompts):
-        kind, last = "target" if first else "prompt", len(prompts) - 1
-        numbers = f"give a number from {first} to {last}" if last >= first else "there is none"
-        raise RequestError(f"{kind} is {brief(prompt)} and there are {len(prompts)} prompts, counted from 0: {numbers}")
 
 
 def check_steps(steps: Iterable[int], total: int) -> None:
@@ -46,10 +38,10 @@ def check_edit(result: Result, edit) -> None:
     same = edit is own or isinstance(edit, Edit) and isinstance(own, Edit) and contents(edit) == contents(own)
     around = isinstance(edit, Edit) and not isinstance(own, (Edit, LocalBlend, NoneType))  # a user's own, which may use this one
     if edit is not None and not callable(edit):
-        raise RequestError(f"edit is {brief(edit)}: give the Swap, Add or Reweight of this result, or leave it out")
+        raise RequestError(f"edit is {brief(edit)}: give the Swap, Add or Reweight of this result")
     if isinstance(edit, AttentionEdit) and not same and not (around and edit.prompts == result.prompts):
         name = f"the edit of {list(edit.prompts)}" if isinstance(edit, Edit) else "the edit"
-        raise RequestError(f"{name} is not the edit of this result: give that one, or leave it out")
+        raise RequestError(f"{name} is not the edit of this result: give that one")
 
 
 def check_aligned(tokenizer: CLIPTokenizer, edit, target: int) -> None:

@@ -12,10 +12,11 @@ from matplotlib.patches import Patch
 from PIL import Image
 from torch import Tensor
 
+from minip2p.checks import check_prompt
 from minip2p.compose import Chain
 from minip2p.edits import Edit
 from minip2p.errors import RequestError
-from minip2p.figures.checks import check_aligned, check_edit, check_free, check_prompt, check_steps, maps_of
+from minip2p.figures.checks import check_aligned, check_edit, check_free, check_steps, maps_of
 from minip2p.figures.maps import all_words, describe, map_panel
 from minip2p.figures.panels import (
     DPI,
@@ -81,8 +82,9 @@ def alignment(tokenizer: CLIPTokenizer, edit: Edit, caption: str = "", target: i
     return fit(with_caption(figure, caption))
 
 
-def mask_growth(result: Result, edit: Edit, caption: str = "", target: int = 1, steps: Sequence[int] | None = None) -> Figure:
-    """Source and edited picture, and the edited picture at some steps (None: six), pale where the local blend's mask is 0."""
+def mask_growth(result: Result, edit: Edit | None, caption: str = "", target: int = 1, steps: Sequence[int] | None = None) -> Figure:
+    """Source and edited picture, and the edited picture at some steps (None: six), pale where the local blend's mask is 0.
+    edit: that of the result; None means the same."""
     check_prompt(result.prompts, target, first=1)
     check_edit(result, edit)
     edit = result.edit if edit is None else edit

@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from minip2p.attention_store import Maps
-from minip2p.checks import word_positions
+from minip2p.checks import check_prompt, word_positions
 from minip2p.errors import RequestError
-from minip2p.figures.checks import check_prompt, check_steps, maps_of
+from minip2p.figures.checks import check_steps, maps_of
 from minip2p.figures.panels import Figure, Panel, evenly, panel_figure
 from minip2p.result import Result
 from minip2p.tokenizer import CLIPTokenizer
